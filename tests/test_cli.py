@@ -1,0 +1,277 @@
+"`mnist_train`: what it prints, what it writes, and what it says when it cannot"
+import json, os, re, signal, subprocess, sys, tempfile, time
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from conftest import repo, run_python, unprivileged
+from test_checkpoint import full_disk
+from mnist_fastai.checkpoint import load_network, save_network
+from mnist_fastai.cli import _parser, main
+from mnist_fastai.data import digit_dls
+from mnist_fastai.improvement import recipes
+from mnist_fastai.models import count_parameters
+from mnist_fastai.training import evaluate
+
+posix = pytest.mark.skipif(os.name!='posix', reason='needs POSIX')
+NAMES,FILES = ['Network','ImprovedNetwork'],{'Network.pth','ImprovedNetwork.pth','losses.png','results.json'}
+CLI = [sys.executable, '-m', 'mnist_fastai.cli']
+
+def clean_env(): return {k: v for k,v in os.environ.items() if not k.startswith(('MNIST_FASTAI_','PYTHONUNBUFFERED'))} | dict(PYTHONPATH=str(repo))
+
+def command(*args, **env):
+    "The command as a process of its own"
+    return subprocess.run([*CLI, *map(str, args)], env=clean_env() | env, text=True, capture_output=True, timeout=300)
+
+def names(folder): return {o.name for o in Path(folder).iterdir()}
+
+@pytest.fixture(scope='module')
+def both(tmp_path_factory):
+    "One run of both networks on the sample: the process, and its folder"
+    out = tmp_path_factory.mktemp('cli')/'a'/'b'
+    return command('--sample', '--epochs', 2, '--out', out), out
+
+@pytest.fixture
+def run(capsys, tmp_path):
+    "A function that calls `main` in this process: exit code, lines of stdout, lines of stderr"
+    def _f(*args, out=tmp_path/'out'):
+        capsys.readouterr()
+        try: code = main([*map(str, args), '--out', str(out)])
+        except SystemExit as e: code = e.code
+        res = capsys.readouterr()
+        return code,res.out.splitlines(),res.err.splitlines()
+    return _f
+
+def told(code, err, *parts, want=1):
+    "One line of stderr that is a sentence and holds `parts`"
+    assert code==want and len(err)==1 and err[0].startswith('mnist_train: ') and err[0].endswith('.'), (code, err)
+    for o in parts: assert str(o) in err[0], (o, err)
+
+# --- a run
+
+def test_the_entry_point():
+    ep, = [o for o in entry_points(group='console_scripts') if o.name=='mnist_train']
+    assert ep.value=='mnist_fastai.cli:main'
+
+def test_what_a_run_prints(both):
+    proc,out = both
+    assert proc.returncode==0 and proc.stderr=='', proc.stderr
+    lines = proc.stdout.splitlines()
+    assert lines[0].startswith('Data: the packaged sample of MNIST') and '4,000 digits' in lines[0]
+    assert proc.stdout.isascii() and not set(proc.stdout) & set('\r\x1b\b\t<>'), 'plain text only'
+    for n in NAMES: assert any(o.startswith(f'{n}: epochs 2, batch size {recipes[n].bs}') for o in lines)
+    assert lines[-1]==f'Written to {out}: Network.pth, ImprovedNetwork.pth, losses.png, results.json'
+    assert len(lines)<25
+
+def test_the_table_agrees_with_the_results(both):
+    proc,out = both
+    res = json.loads((out/'results.json').read_text())['networks']
+    lines = proc.stdout.splitlines()
+    head, = [i for i,o in enumerate(lines) if 'test_accuracy' in o]
+    assert lines[head].split()==['parameters','epochs','seconds','valid_loss','valid_accuracy','test_loss','test_accuracy']
+    for line,name in zip(lines[head+1:], NAMES):
+        n,params,epochs,_,*scores = line.split()
+        assert n==name and params==f'{res[name]["parameters"]:,}' and epochs=='2'
+        assert scores==[f'{res[name][k]:.4f}' for k in ('valid_loss','valid_accuracy','test_loss','test_accuracy')]
+
+def test_what_a_run_writes(both):
+    assert names(both[1])==FILES
+    with Image.open(both[1]/'losses.png') as im: assert im.format=='PNG' and min(im.size)>300 and len(im.convert('RGB').getcolors(2**24))>3
+
+def test_results(both):
+    def refuse(o): raise ValueError(f'{o} is not JSON')
+    res = json.loads((both[1]/'results.json').read_text(), parse_constant=refuse)
+    assert set(res)=={'source','networks','versions','device','threads'} and res['source']=='sample' and list(res['networks'])==NAMES
+    assert {'python','torch','fastai','mnist_fastai'}<=set(res['versions'])
+    for name,row in res['networks'].items():
+        net = load_network(both[1]/f'{name}.pth')
+        assert {'valid_accuracy','test_accuracy','valid_loss','test_loss','parameters','seconds','epochs','seed','history','recipe'}<=set(row)
+        assert row['parameters']==count_parameters(net) and row['epochs']==2 and row['seed']==42 and row['seconds']>0
+        assert [o['epoch'] for o in row['history']]==[1,2] and all(set(o)>={'train_loss','valid_loss','accuracy','seconds'} for o in row['history'])
+        assert abs(row['history'][-1]['accuracy']-row['valid_accuracy'])<1e-6 and abs(sum(o['seconds'] for o in row['history'])-row['seconds'])<1e-6
+        assert row['recipe']==net.card['recipe'] and row['recipe']['lr']==recipes[name].lr and res['device']==net.card['device']
+
+def test_the_saved_networks(both, sample):
+    for name in NAMES:
+        net = load_network(both[1]/f'{name}.pth')
+        assert type(net).__name__==name and net.trained_on=={'sample'} and net.card['epochs']==2
+        assert set(net.card['metrics'])=={'valid_loss','valid_accuracy','test_loss','test_accuracy'}
+        for s in 'valid','test':
+            got = evaluate(net, s, digit_dls(sample))
+            assert abs(got['accuracy']-net.card['metrics'][f'{s}_accuracy'])<.0021 and abs(got['loss']-net.card['metrics'][f'{s}_loss'])<1e-3
+
+def test_a_run_repeats_to_the_byte(both, tmp_path):
+    "Whatever else is trained beside it"
+    r = command('--sample', '--epochs', 2, '--networks', 'ImprovedNetwork', '--seed', 42, '--out', tmp_path)
+    assert r.returncode==0 and names(tmp_path)==FILES - {'Network.pth'}
+    assert (tmp_path/'ImprovedNetwork.pth').read_bytes()==(both[1]/'ImprovedNetwork.pth').read_bytes()
+    assert list(json.loads((tmp_path/'results.json').read_text())['networks'])==['ImprovedNetwork']
+    assert 'Network:' not in r.stdout.replace('ImprovedNetwork:', '')
+
+def test_options_arrive(run, tmp_path, both):
+    code,out,err = run('--sample', '--networks', 'Network', 'Network', '--epochs', 1, '--batch-size', 500, '--lr', '.01', '--seed', 3, '--device', 'cpu')
+    assert code==0 and err==[] and names(tmp_path/'out')==FILES - {'ImprovedNetwork.pth'}
+    net = load_network(tmp_path/'out'/'Network.pth')
+    assert net.card['recipe']=={**net.card['recipe'], 'epochs':1, 'bs':500, 'lr':.01, 'arch':'Network'} and net.card['seed']==3 and net.card['device']=='cpu'
+    first = load_network(both[1]/'Network.pth')
+    assert not torch.equal(net.layers[0].weight, first.layers[0].weight)
+
+def test_on_mnist(run, warm, tmp_path):
+    code,out,err = run('--networks', 'Network', '--epochs', 1, '--batch-size', 2000, '--root', warm)
+    assert code==0 and out[0].startswith('Data: MNIST, every file verified (50,000 digits') and not any('sample' in o for o in out)
+    assert json.loads((tmp_path/'out'/'results.json').read_text())['source']=='mnist' and load_network(tmp_path/'out'/'Network.pth').trained_on=={'mnist'}
+
+# --- where the data come from
+
+QUICK = '--networks','Network','--epochs','1','--batch-size','4000'
+
+def test_the_sample_by_the_environment(run, monkeypatch):
+    monkeypatch.setenv('MNIST_FASTAI_SAMPLE', '1')
+    code,out,err = run(*QUICK)
+    assert code==0 and err==[] and out[0].startswith('Data: the packaged sample')
+    code,out,err = run(*QUICK, '--no-sample') # an option wins
+    told(code, err, 'no mirror gives it')
+    assert out==[]
+
+def test_the_sample_stands_in(run, monkeypatch):
+    code,out,err = run(*QUICK)
+    assert code==0 and 'MNIST cannot be reached, so the packaged sample' in out[0] and out[1].startswith('Data: the packaged sample')
+    monkeypatch.setenv('MNIST_FASTAI_SAMPLE', '0')
+    code,out,err = run(*QUICK)
+    told(code, err, 'MNIST_FASTAI_MIRROR')
+    assert run(*QUICK, '--sample')[0]==0
+
+def test_no_data(run, tmp_path):
+    code,out,err = run('--no-sample', '--root', tmp_path/'empty', '--mirror', tmp_path/'missing')
+    told(code, err, 'does not exist', tmp_path/'missing')
+    assert out==[] and names(tmp_path/'out')==set()
+
+# --- what cannot be done
+
+@pytest.mark.parametrize('args', ['--epochs 0', '--epochs -1', '--epochs abc', '--epochs 1.5', '--epochs nan', '--lr 0', '--lr -1', '--lr nan', '--lr inf', '--lr x',
+                                  '--batch-size 0', '--batch-size -5', '--batch-size 2.5', '--seed -1', '--seed 4294967296', '--seed x', '--networks Net',
+                                  '--networks', '--networks Network Other', '--nothing 3', 'word', '--epochs'])
+def test_bad_values(run, args, tmp_path):
+    code,out,err = run(*args.split())
+    option = args.split()[0] if args!='word' else 'word'
+    assert code==2 and out==[] and err[0].startswith('usage: mnist_train') and err[-1].startswith('mnist_train: error: ') and option in err[-1], err
+    assert not any('Traceback' in o for o in err) and not (tmp_path/'out').exists()
+    if args.split()[-1] in ('0','-1','abc','nan','x'): assert f'{args.split()[-1]!r} is not a ' in err[-1]
+
+def test_bad_values_as_a_process():
+    r = command('--epochs', 'abc')
+    assert r.returncode==2 and r.stdout=='' and r.stderr.splitlines()[-1]=="mnist_train: error: argument --epochs: 'abc' is not a whole number from 1 up"
+
+@pytest.mark.parametrize('device', ('abacus','cuda:99','meta','', '-'))
+def test_unknown_device(run, device, tmp_path):
+    code,out,err = run('--sample', f'--device={device}')
+    told(code, err, f'no device {device!r}', 'use cpu')
+    assert out==[] and not (tmp_path/'out').exists()
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_run_that_diverges(run, name, tmp_path):
+    (tmp_path/'out').mkdir()
+    (tmp_path/'out'/f'{name}.pth').write_text('from before')
+    code,out,err = run('--sample', '--epochs', 1, '--lr', '1e9', '--networks', name)
+    told(code, err, 'no longer', 'number', 'smaller --lr' if name=='Network' else 'smaller')
+    assert names(tmp_path/'out')=={f'{name}.pth'} and (tmp_path/'out'/f'{name}.pth').read_text()=='from before'
+
+def test_a_batch_of_one_digit_is_told_first(run, tmp_path):
+    code,out,err = run('--sample', '--epochs', 1, '--batch-size', 3)
+    told(code, err, 'batch size of 3', 'one digit')
+    assert len(out)==1 and names(tmp_path/'out')==set(), 'it came after training began'
+
+def test_batches_of_one_digit(run):
+    code,out,err = run('--sample', '--epochs', 1, '--batch-size', 1, '--networks', 'ImprovedNetwork')
+    assert code==1 and len(err)==1 and 'Traceback' not in err[0]
+
+def test_out_that_is_a_file(run, tmp_path):
+    (tmp_path/'f').write_text('a file')
+    for p in tmp_path/'f', tmp_path/'f'/'x':
+        code,out,err = run('--sample', '--epochs', 1, out=p)
+        told(code, err, f'{p} cannot be written to', '--out')
+        assert out==[] and (tmp_path/'f').read_text()=='a file'
+
+@posix
+def test_out_that_is_read_only(run):
+    with tempfile.TemporaryDirectory() as d:
+        os.chmod(d, 0o555)
+        with unprivileged():
+            for p in Path(d), Path(d)/'new':
+                code,out,err = run('--sample', '--epochs', 1, out=p)
+                told(code, err, f'{p} cannot be written to (Permission denied)')
+        assert names(d)==set()
+        os.chmod(d, 0o755)
+
+@posix
+def test_a_disk_that_is_full(run, tmp_path):
+    (tmp_path/'Network.pth').write_text('from before')
+    with full_disk(1_000_000): code,out,err = run('--sample', '--epochs', 1, '--batch-size', 4000, out=tmp_path)
+    assert code==1 and len(err)==1 and 'File too large' in err[0], err
+    assert names(tmp_path)=={'Network.pth'} and (tmp_path/'Network.pth').read_text()=='from before'
+
+# --- Ctrl-C
+
+@posix
+@pytest.mark.parametrize('during,finished', [('Network',set()), ('ImprovedNetwork',{'Network.pth'})])
+def test_stopped(tmp_path, during, finished):
+    for o in FILES: (tmp_path/o).write_text('from before')
+    p = subprocess.Popen([*CLI, '--sample', '--epochs', '12', '--batch-size', '4000', '--out', str(tmp_path)], env=clean_env(), text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    begun,lines = False,[]
+    for line in p.stdout: # until the second epoch of `during` is told
+        lines.append(line)
+        begun |= line.startswith(f'{during}:')
+        if begun and line.split()[:1]==['1']: break
+    p.send_signal(signal.SIGINT)
+    out,err = p.communicate(timeout=60)
+    assert p.returncode==130 and 'Traceback' not in err, err
+    said, = err.split('\n')[1:-1] # after the line of the ^C
+    assert said.startswith('Stopped. ') and all(o in said for o in finished or ['nothing was written'])
+    assert 'Written to' not in out and names(tmp_path)==FILES
+    for o in FILES - finished: assert (tmp_path/o).read_text()=='from before'
+    for o in finished: assert load_network(tmp_path/o).card['epochs']==12
+
+@posix
+@pytest.mark.parametrize('module', ('mnist_fastai.files','torch'))
+def test_stopped_while_importing(tmp_path, module):
+    r = run_python('''
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Finder:
+    def find_spec(self, name, *args):
+        if name==sys.argv[1]: os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+from mnist_fastai.cli import main
+sys.exit(main(['--sample', '--out', sys.argv[2]]))
+''', module, tmp_path/'out')
+    assert r.returncode==130 and r.stderr=='\nStopped. Nothing was finished, so nothing was written.\n' and r.stdout=='', r.stderr
+
+# --- help
+
+def test_help_names_every_option():
+    r = command('--help')
+    assert r.returncode==0 and r.stderr==''
+    options = [s for a in _parser()._actions for s in a.option_strings]
+    assert {'--out','--networks','--epochs','--batch-size','--lr','--seed','--device','--sample','--no-sample','--mirror','--root'}<=set(options)
+    for o in options: assert o in r.stdout
+    for a in _parser()._actions: assert a.help, a
+
+def test_help_is_quick():
+    r = run_python('''
+import sys
+from mnist_fastai.cli import main
+try: main(['--help'])
+except SystemExit: pass
+print([o for o in ('torch','numpy','fastai','matplotlib','pandas','torchvision') if o in sys.modules])
+''')
+    assert r.stdout.splitlines()[-1]=='[]', r.stdout[-300:]
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        command('--help')
+        seconds.append(time.perf_counter()-start)
+    assert min(seconds)<2
