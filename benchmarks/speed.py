@@ -171,6 +171,8 @@ def targets(res):
         ('fastai ImageDataLoaders, PNG', 10), ('fastai grey DataBlock, PNG', 7), ('bare loop in memory, bs 256', .8))]
     rows.append(('Learner on digit_dls against bare loop in memory, bs 512', ratio(us + '512', 'bare loop in memory, bs 512'), .87))
     rows = [(name, f'{v:.2f} times', f'at least {lo:g}', v>=lo) for name,v,lo in rows]
+    rows += [(f'bare loop against {b}: what any loader can reach at most', f'{ratio("bare loop in memory, bs 256", b):.2f} times', '', None)
+             for b in ('torchvision, torch DataLoader, 0 workers', 'fastai ImageDataLoaders, PNG')]
     imports,train = ({k: statistics.median(v) for k,v in res['imports'].items()}, res['train'] or dict(seconds=None, peak=None))
     for name,v,hi,unit in (('import mnist_fastai.data, beyond import fastai.basics', imports['mnist_fastai.data']-imports['fastai.basics'], .3, 's'),
                            ('mnist_train, both networks, from a warm cache', train['seconds'], 60, 's'),
@@ -184,8 +186,10 @@ def markdown(res):
     lines = ['| way | digits an epoch | samples a second, median | lowest to highest |', '|---|--:|--:|--:|']
     for k,v in rates.items():
         lines.append(f'| {k} | {res["runs"][k][0]["digits"]:,} | {statistics.median(v):,.0f} | {min(v):,.0f} to {max(v):,.0f} |')
-    lines += ['', '| what | measured | target | met |', '|---|--:|--:|---|']
-    lines += [f'| {name} | {v} | {aim} | { {True:"yes", False:"**no**", None:""}[met]} |' for name,v,aim,met in res['targets']]
+    others = [json.loads(o.read_text(encoding='utf-8')) for o in sorted(here.glob('speed-*.json'))] # the same script on other machines
+    columns = [targets(o) for o in (res, *others)]
+    lines += ['', '| what | target | ' + ' | '.join(f'{o["machine"]["processor"]}, {o["machine"]["capability"]}' for o in (res, *others)) + ' |', '|---|--:|' + '--:|'*len(columns)]
+    for rows in zip(*columns): lines.append(f'| {rows[0][0]} | {rows[0][2]} | ' + ' | '.join(v + {True:'', False:' (**not met**)', None:''}[met] for _,v,_,met in rows) + ' |')
     n = len(next(iter(rates.values())))
     lines += ['', f'{n} round{"s"*(n>1)}, on {m["processor"]}, {m["cpus"]} CPUs, {m["threads"]} thread{"s"*(m["threads"]>1)} of torch, {m["capability"]}, '
               f'load {m["load"]} at the start; {m["system"]}, Python {m["python"]}, ' + ', '.join(f'{o} {m[o]}' for o in ('torch','torchvision','fastai','mnist_fastai')) + '.']
@@ -197,15 +201,19 @@ def put_into(text, table):
     if text.count(a)!=1 or text.count(b)!=1: raise ValueError(f'The README must have {a} and {b} once each: put them back.')
     return text[:text.index(a)+len(a)] + f'\n{table}\n' + text[text.index(b):]
 
+def update_readme(table): write_whole(here/'README.md', put_into((here/'README.md').read_text(encoding='utf-8'), table).encode())
+
 def main():
     p = argparse.ArgumentParser(description='Measure how fast training is, several ways side by side, on the full MNIST and the CPU.')
     p.add_argument('--epochs-of', type=int, default=n_all, metavar='N', help=f'digits in an epoch; fewer than {n_all:,} only to try the script')
     p.add_argument('--repeats', type=int, default=3, help='rounds, each with all ways (default: 3)')
     p.add_argument('--out', type=Path, help='JSON file for all that was measured (default: speed.json beside this script, after whole epochs)')
     p.add_argument('--no-train', action='store_true', help='leave out mnist_train')
+    p.add_argument('--tables', action='store_true', help='measure nothing: put the tables of speed.json into README.md')
     p.add_argument('--update-readme', action='store_true', help='put the tables into README.md beside this script')
     args = p.parse_args()
     n,whole = args.epochs_of,args.epochs_of==n_all
+    if args.tables: return update_readme(markdown(json.loads((here/'speed.json').read_text(encoding='utf-8'))))
     if not 512<=n<=n_all or n%256==1: p.error(f'--epochs-of must be 512 to {n_all:,} and leave no batch of one digit, not {n}')
     if args.repeats<1: p.error(f'--repeats must be at least 1, not {args.repeats}')
     if args.update_readme and not whole: p.error('--update-readme is for whole epochs: leave --epochs-of out')
@@ -225,6 +233,6 @@ def main():
     print(f'\n{table}')
     out = args.out or (here/'speed.json' if whole else None)
     if out: print(f'\nWritten to {write_whole(out, (json.dumps(res, indent=1) + chr(10)).encode())}')
-    if args.update_readme: write_whole(here/'README.md', put_into((here/'README.md').read_text(encoding='utf-8'), table).encode())
+    if args.update_readme: update_readme(table)
 
 if __name__=='__main__': main()

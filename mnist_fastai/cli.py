@@ -60,7 +60,7 @@ def _run(args, done):
     import numpy as np, pandas as pd, torch
     from mnist_fastai.checkpoint import save_network, versions, write_whole
     from mnist_fastai.data import digit_dls, load_mnist
-    from mnist_fastai.improvement import compare, recipes
+    from mnist_fastai.improvement import recipes, summarize
     from mnist_fastai.training import archs, digit_learner, plot_losses, train
     device = _device(args.device)
     _writable(args.out)
@@ -77,7 +77,7 @@ def _run(args, done):
         h = learn.history.epochs
         if not np.isfinite(h[['train_loss','valid_loss']].to_numpy()).all():
             raise ValueError(f'The loss of {name} is no longer a number: choose a smaller --lr than {recipe.lr:g}.')
-        rows.append(compare({name: learn}, ('valid','test')))
+        rows.append(summarize({name: learn}, ('valid','test')))
         row = rows[-1].to_dict('index')[name]
         results[name] = dict(row, seed=args.seed, recipe=asdict(recipe), history=h.drop(columns='fit').to_dict('records'))
         done.append(save_network(learn, args.out/f'{name}.pth', {k: v for k,v in row.items() if k.startswith(('valid_','test_'))}))

@@ -149,8 +149,8 @@ class DigitDL(TfmdDL):
     def __init__(self, dataset, bs=256, shuffle=False, num_workers=0, **kwargs):
         if not isinstance(bs, Integral) or isinstance(bs, bool) or bs<1: raise ValueError(f'The batch size must be a whole number from 1 up, not {bs!r}.')
         super().__init__(dataset, bs=int(bs), shuffle=shuffle, num_workers=num_workers, **kwargs)
-
-    def shuffle_fn(self, idxs): return torch.randperm(len(idxs)).tolist()
+    order = None # A `torch.Generator` for the order alone; by default torch's own
+    def shuffle_fn(self, idxs): return torch.randperm(len(idxs), generator=self.order).tolist()
     def create_batches(self, samps):
         samps = iter(samps)
         while idxs := list(islice(samps, self.bs)):

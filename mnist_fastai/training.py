@@ -42,7 +42,6 @@ class History(Callback):
 
     def before_fit(self): self.new = True
     def before_epoch(self): self.start,self.trained = time.perf_counter(),False
-
     def before_train(self): # `validate` and `get_preds` never come here
         if hasattr(self.learn, 'lr_finder'): return
         self.trained,self.fits,self.new = True,self.fits + self.new,False
@@ -231,6 +230,7 @@ def train(
     data = data or load_mnist()
     set_seed(seed)
     dls = digit_dls(data, recipe.bs, device=device)
+    dls.train.order = torch.Generator().manual_seed(seed) # the same order for networks that draw more random numbers, as for dropout
     opt_func = partial(fused_adam, wd=recipe.wd, sqr_mom=recipe.sqr_mom)
     learn = digit_learner(dls, archs[recipe.arch](**recipe.kwargs), recipe.lr, opt_func, cbs=cbs)
     learn.recipe,learn.seed = recipe,seed

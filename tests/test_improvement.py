@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd, pytest
 
-from mnist_fastai.improvement import compare, recipes
+from mnist_fastai.improvement import recipes, summarize
 from mnist_fastai.models import count_parameters
 from mnist_fastai.training import Recipe, archs, evaluate, train
 from dataclasses import replace
@@ -29,7 +29,7 @@ def test_the_recipes_are_the_best_of_the_search():
 def learns(sample): return {k: train(replace(r, epochs=1), sample, seed=1, device='cpu', quiet=True) for k,r in recipes.items()}
 
 def test_compare(learns):
-    table = compare(learns, ('valid','test'))
+    table = summarize(learns, ('valid','test'))
     assert list(table.index)==list(recipes)
     assert list(table.columns)=='parameters epochs seconds valid_loss valid_accuracy test_loss test_accuracy'.split()
     for k,learn in learns.items():
@@ -37,10 +37,10 @@ def test_compare(learns):
         assert table.test_accuracy[k]==evaluate(learn, 'test')['accuracy'] and table.valid_loss[k]==evaluate(learn)['loss']
 
 def test_compare_looks_at_validation_alone_unless_told_otherwise(learns):
-    assert not [o for o in compare(learns).columns if 'test' in o]
+    assert not [o for o in summarize(learns).columns if 'test' in o]
 
 def test_compare_refuses_an_unknown_split(learns):
-    with pytest.raises(ValueError, match='There is no split'): compare(learns, ('exam',))
+    with pytest.raises(ValueError, match='There is no split'): summarize(learns, ('exam',))
 
 def test_a_recipe_reaches_the_optimizer(learns):
     for k,learn in learns.items():

@@ -20,7 +20,7 @@ from fastai.callback.progress import ProgressCallback
 from fastai.interpret import ClassificationInterpretation
 import mnist_fastai.training
 from mnist_fastai.data import Digits, Mnist, digit_dls, mnist_mean, mnist_splits, mnist_std
-from mnist_fastai.improvement import compare, recipes
+from mnist_fastai.improvement import recipes, summarize
 from mnist_fastai.models import ImprovedNetwork, Network, count_parameters
 from mnist_fastai.training import (DigitLoss, EpochTable, Recipe, archs, digit_learner, evaluate, fused_adam, has_screen, plot_losses, plot_metrics,
                                    schedules, train)
@@ -582,11 +582,26 @@ def test_a_run_by_hand_is_the_same(schedule, small):
     "Seed, loaders, network, fit"
     set_seed(9)
     dls = digit_dls(small, 128, device='cpu')
+    dls.train.order = torch.Generator().manual_seed(9)
     learn = digit_learner(dls, ImprovedNetwork(sizes, p=.3))
     with redirect_stdout(io.StringIO()), learn.no_bar():
         if schedule=='constant': learn.fit(2, 3e-3)
         else: learn.fit_one_cycle(2, 3e-3)
     assert losses(learn)==losses(train(tiny[schedule], small, 9, 'cpu', quiet=True))
+
+def test_one_seed_one_order_whatever_the_network_draws(small):
+    "Runs of one seed are paired: dropout and other sizes draw other random numbers, and the digits come in the same order, epoch after epoch"
+    class Order(Callback):
+        seen = ()
+        def before_batch(self):
+            if self.training: self.seen += tuple(self.yb[0].tolist())
+    def order(arch, seed, **kwargs):
+        spy = Order()
+        train(Recipe(arch, kwargs, epochs=3, bs=128), small, seed, 'cpu', quiet=True, cbs=spy)
+        return spy.seen
+    a = order('Network', 1, sizes=sizes)
+    assert len(a)==3*len(small.train) and len({a[i::3] for i in range(3)})==3
+    assert a==order('ImprovedNetwork', 1, sizes=sizes, p=.5)==order('Network', 1, sizes=(784,16,10)) and a!=order('Network', 2, sizes=sizes)
 
 def test_schedules(small):
     lrs = {o: train(tiny[o], small, 1, 'cpu', quiet=True).history.batches.lr for o in schedules}
@@ -624,7 +639,7 @@ def test_a_recipe_trains(name, sample):
 
 def test_compare(pair):
     learns = dict(zip(('this','that'), pair))
-    res = compare(learns)
+    res = summarize(learns)
     assert isinstance(res, pd.DataFrame) and res.index.tolist()==['this','that']
     assert res.columns.tolist()==['parameters','epochs','seconds','valid_loss','valid_accuracy']
     assert [str(o) for o in res.dtypes]==['int64','int64','float64','float64','float64']
@@ -634,8 +649,8 @@ def test_compare(pair):
         assert row.valid_loss==e['loss'] and row.valid_accuracy==e['accuracy']
 
 def test_compare_on_other_splits(pair):
-    res = compare(dict(a=pair[0]), mnist_splits)
+    res = summarize(dict(a=pair[0]), mnist_splits)
     assert res.columns.tolist()[3:]==[f'{s}_{k}' for s in mnist_splits for k in ('loss','accuracy')]
     for s in mnist_splits: assert res.loc['a', f'{s}_accuracy']==evaluate(pair[0], s)['accuracy']
-    assert compare(dict(a=pair[0]), ()).columns.tolist()==['parameters','epochs','seconds']
-    with pytest.raises(ValueError, match="There is no split 'exam'"): compare(dict(a=pair[0]), ['exam'])
+    assert summarize(dict(a=pair[0]), ()).columns.tolist()==['parameters','epochs','seconds']
+    with pytest.raises(ValueError, match="There is no split 'exam'"): summarize(dict(a=pair[0]), ['exam'])
