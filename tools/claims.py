@@ -1,0 +1,229 @@
+#!/usr/bin/env python3
+"""The ledger of claims: what the texts say of results is what the files of results say.
+
+usage: python tools/claims.py [--check]
+
+Fills the figures and the tables in the READMEs and in the notebooks' Markdown; with --check nothing is written. Each fault is a line, and the exit code is then 1.
+
+A figure           <!--= FILE KEY FORMAT -->98.39 %<!--/-->
+  KEY              a path such as versions.torch or runs.0.seconds (looks.Network.loss is of the last look at Network.pth); or, where FILE holds runs, ARM.METRIC.STAT with one of mean, sd, min, max, n;
+                   or A-B.METRIC.STAT, of A less B over the seeds that both have: difference, low, high (the 95 % t interval), p, n
+  FORMAT           pct2 (a share, as 98.39 %), points2 (in percentage points, as +0.29), size2 (the same without a sign), d2 (as 0.05), int (as 50,000), s (as it is);
+                   the digit is the number of decimals
+A comparison       <!--? FILE A > B METRIC -->better<!--/-->  holds if the interval of A less B lies wholly above zero; with < if below; with ~ if zero is in it
+
+A comparative (better, faster ...) or a percentage with decimals that has no marker is a fault, outside of code, Questions and Things to try, and unless
+tools/claims_allowed.txt has a line `PATH: a piece of the sentence  # reason`. A line there that allows nothing any more is a fault as well.
+"""
+import hashlib, json, math, os, re, statistics, sys
+from functools import lru_cache
+from pathlib import Path
+
+root = Path(__file__).resolve().parents[1]
+allowed = 'tools/claims_allowed.txt'
+
+class Fault(Exception): "What is wrong with one claim, in a sentence"
+
+# --- what the files of results say
+
+@lru_cache(None)
+def load(file):
+    try: return json.loads((root/file).read_text(encoding='utf-8'))
+    except OSError: raise Fault(f'there is no {file}') from None
+    except ValueError as e: raise Fault(f'{file} is no JSON ({e})') from None
+
+def arms(file):
+    "The runs of each arm"
+    runs = load(file).get('runs') if isinstance(load(file), dict) else None
+    if not isinstance(runs, list): raise Fault(f'{file} holds no runs')
+    res = {}
+    for r in runs: res.setdefault(r.get('arm', r.get('network')), []).append(r)
+    return res
+
+def values(file, arm, metric):
+    "A value for each seed"
+    runs,res = arms(file).get(arm, []),{}
+    if not runs: raise Fault(f'{file} has no runs of {arm!r}, only of {", ".join(map(str, arms(file)))}')
+    for r in runs:
+        v = r.get(metric)
+        if isinstance(v, bool) or not isinstance(v, (int,float)) or not math.isfinite(v): raise Fault(f'a run of {arm!r} in {file} has no number {metric!r}')
+        if r['seed'] in res: raise Fault(f'{file} has the seed {r["seed"]} of {arm!r} twice')
+        res[r['seed']] = v
+    return res
+
+def _paired(runs, a, b, metric):
+    "Mean of b less a over the seeds they share, its 95 % t interval, and p"
+    from scipy.stats import ttest_rel
+    va,vb = ({r['seed']: r[metric] for r in runs if r['arm']==o} for o in (a,b))
+    seeds = [s for s in va if s in vb]
+    diffs = [vb[s]-va[s] for s in seeds]
+    mean = statistics.mean(diffs)
+    if max(diffs)-min(diffs)<1e-12: return dict(n=len(seeds), difference=mean, low=mean, high=mean, p=float(abs(mean)<1e-12))
+    t = ttest_rel([vb[s] for s in seeds], [va[s] for s in seeds])
+    return dict(n=len(seeds), difference=mean, low=t.confidence_interval().low, high=t.confidence_interval().high, p=t.pvalue)
+
+def paired(file, a, b, metric):
+    "The comparison of two arms of a file: a less b"
+    seeds = set(values(file, a, metric)) & set(values(file, b, metric))
+    if len(seeds)<2: raise Fault(f'{a!r} and {b!r} share {len(seeds)} seeds in {file}: an interval takes two at least')
+    return _paired([dict(r, arm=o) for o in (a,b) for r in arms(file)[o]], b, a, metric)
+
+stats = dict(mean=statistics.mean, sd=statistics.stdev, min=min, max=max, n=len)
+pairs = 'difference','low','high','p','n'
+
+def lookup(file, key):
+    data,parts = load(file),key.rsplit('.', 2)
+    if len(parts)==3 and parts[2] in {*stats, *pairs} and isinstance(data, dict) and 'runs' in data:
+        arm,metric,stat = parts
+        both = [(arm[:i],arm[i+1:]) for i,c in enumerate(arm) if c=='-' and {arm[:i],arm[i+1:]} <= set(arms(file))]
+        if arm not in arms(file) and both and stat in pairs: return paired(file, *both[0], metric)[stat]
+        vals = list(values(file, arm, metric).values())
+        if stat not in stats: raise Fault(f'{stat} is of two arms, as in A-B.{metric}.{stat}, and {file} has no two that make {arm!r}')
+        if stat=='sd' and len(vals)<2: raise Fault(f'one run of {arm!r} in {file} has no spread')
+        return stats[stat](vals)
+    for o in key.split('.'):
+        try: data = data[o] if isinstance(data, dict) else data[int(o)] if o.isdecimal() else [d for d in data if d.get('file')==f'{o}.pth'][-1]
+        except (AttributeError,KeyError,IndexError,TypeError,ValueError): raise Fault(f'{file} has no {key}: {o!r} is not there') from None
+    return data
+
+def form(v, f):
+    m = re.fullmatch(r'(pct|points|size|d)(\d)|int|s', f)
+    if not m: raise Fault(f'{f!r} is no format: use pct2, points2, size2, d2, int or s')
+    if isinstance(v, (dict,list)) or f!='s' and (isinstance(v, bool) or not isinstance(v, (int,float))): raise Fault(f'{str(v):.40} cannot be written as {f}')
+    if f in ('s','int'): return str(v) if f=='s' else f'{v:,.0f}'
+    kind,n = m.groups()
+    return {'pct': f'{100*v:.{n}f} %', 'points': f'{100*v:+.{n}f}', 'size': f'{abs(100*v):.{n}f}', 'd': f'{v:.{n}f}'}[kind]
+
+def hold(text, file, a, sign, b, metric):
+    "Raise `Fault` unless the comparison holds, and its word says the same"
+    if sign not in ('>','<','~'): raise Fault(f'{sign!r} is no comparison: use >, < or ~')
+    r = paired(file, a, b, metric)
+    shown = '>' if r['low']>0 else '<' if r['high']<0 else '~'
+    if shown!=sign:
+        raise Fault(f'"{text}" does not hold: over {r["n"]} seeds, {a} less {b} in {metric} is {r["difference"]:+.4g}, 95 % interval {r["low"]:+.4g} to {r["high"]:+.4g}, '
+                    f'which {"crosses zero" if shown=="~" else "lies wholly above zero" if shown==">" else "lies wholly below zero"}')
+    small = metric.endswith(('loss','seconds','error','errors')) # small is good
+    says = [s for words,s in (('better|more accurate|beats?', '<' if small else '>'), ('worse|less accurate', '>' if small else '<'), ('higher|slower|more', '>'),
+                              ('lower|faster|quicker|less|fewer', '<')) if re.search(rf'\b({words})\b', text)]
+    if sign!='~' and says and sign!=says[0]: raise Fault(f'"{text}" says the opposite of {a} {sign} {b} in {metric}')
+
+# --- the tables
+
+def table(head, rows):
+    return '\n'.join('| ' + ' | '.join(map(str, r)) + ' |' for r in [head, ['---'] + ['--:']*(len(head)-1), *rows])
+
+def accuracy():
+    "Mean and spread over seeds"
+    file,models = 'benchmarks/accuracy.json',load('models/results.json')['networks']
+    def look(name, metric, stat, f): return form(lookup(file, f'{name}.{metric}.{stat}'), f)
+    def cell(name, metric): return f"{look(name, metric, 'mean', 'pct2')[:-2]} ± {look(name, metric, 'sd', 'pct2')}"
+    rows = [[f'`{o}`', f"{m['parameters']:,}", cell(o, 'valid_accuracy'), cell(o, 'test_accuracy'), look(o, 'seconds', 'mean', 'd0') + ' s'] for o,m in models.items()]
+    res,runs = load(file),arms(file)[list(models)[-1]]
+    return (table(['network','parameters','validation','test','training'], rows) +
+            f"\n\nMean ± standard deviation over the seeds {', '.join(str(r['seed']) for r in runs)}; trained on 50,000 digits of MNIST, {runs[0]['epochs']} epochs, recipes chosen on "
+            f"validation; {res['threads']} threads of a CPU ({res['cpu']}), torch {res['versions']['torch']}, fastai {res['versions']['fastai']}. From `{file}`.")
+
+def card():
+    "What the two committed files hold"
+    res,rows = load('models/results.json'),[]
+    for name,r in res['networks'].items():
+        c = r['recipe']
+        look = next((o for o in load('results/final_test.json')['looks'] if o['sha256']==hashlib.sha256((root/f'models/{name}.pth').read_bytes()).hexdigest()), None)
+        if look is None: raise Fault(f'results/final_test.json has no look at models/{name}.pth: run mnist_final_test')
+        r = r | {f'test_{k}': look[k] for k in ('accuracy','loss')}
+        rows.append([f'`{name}.pth`', c['epochs'], c['bs'], f"{c['lr']:g}", f"{c['wd']:g}", c['kwargs'].get('p', ''), r['seed'],
+                     *(form(r[f'{s}_{k}'], f) for k,f in (('accuracy','pct2'), ('loss','d4')) for s in ('valid','test'))])
+    v = res['versions']
+    return (table(['file','epochs','batch size','learning rate up to','weight decay','p','seed','validation','test','validation loss','test loss'], rows) +
+            f"\n\nSource: {res['source']}; {res['device']}, {res['threads']} threads; Python {v['python']}, torch {v['torch']}, fastai {v['fastai']}. From `models/results.json`; the figures on the test digits from the log `results/final_test.json`.")
+
+tables = {'README.md': ('results', accuracy), 'models/README.md': ('card', card)}
+
+# --- what the texts say
+
+code = re.compile(r'^```.*?^```|`[^`\n]+`', re.S|re.M)
+marker = re.compile(r'<!--\s*([=?])((?:(?!<!--).)*?)-->|<!--\s*(/)\s*-->|<!--\s*[=?]', re.S)
+
+def filled(text, tell):
+    "`text` with every figure as its file has it; `tell` hears of each that was not, and of what is wrong"
+    res,last,opened = '',0,None
+    for m in marker.finditer(code.sub(lambda m: ' '*len(m[0]), text)):
+        if m[3] and not opened: tell(f'{m[0]} closes nothing')
+        elif m[3]:
+            said,args = text[opened.end():m.start()],opened[2].split()
+            try:
+                if opened[1]=='=' and len(args)==3:
+                    want = form(lookup(*args[:2]), args[2])
+                    if said!=want: tell(f'"{said}" should be "{want}" ({args[0]} {args[1]})', True)
+                    res,last = res + text[last:opened.end()] + want,m.start()
+                elif opened[1]=='?' and len(args)==5: hold(said, *args)
+                else: tell(f'{opened[0]} is not FILE KEY FORMAT after = or FILE A > B METRIC after ?')
+            except Fault as e: tell(f'{e} ({opened[0]})')
+            opened = None
+        else:
+            if opened or not m[1]: tell(f'{(opened or m)[0]} is not closed')
+            opened = m if m[1] else None
+            if re.fullmatch(r'[\s>*+-]*(\d+[.)]\s*)?', text[:m.start()].rpartition('\n')[2]): tell(f'{m[0]} begins a line, which Markdown then takes for HTML: put a word before it')
+    if opened: tell(f'{opened[0]} is not closed')
+    return res + text[last:]
+
+strong = r'better|worse|faster|slower|quicker|(?:more|less) accurate|more quickly|beats|outperforms'
+weak,topic = r'higher|lower|improves|ahead|overtak\w+|lags?',r'network|accura|\bloss|dropout|normaliz|recipe|baseline|ImprovedNetwork'
+
+def unmarked(cells):
+    "What has no marker and seems to need one: (where, sentence, word)"
+    skip = False
+    for where,text in cells:
+        text = re.sub(r'^```.*?^```', '', text, flags=re.S|re.M)
+        text = re.sub(r'<!--\s*[=?](?:(?!<!--).)*?-->.*?<!--\s*/\s*-->|<!--\s*(\w+)\s*-->.*?<!-- /\1 -->|<!-- table -->.*?<!-- end of table -->', '…', text, flags=re.S)
+        for part in re.split(r'\n\s*\n|\n(?=#|\s*(?:[-*|>]|\d+\.) )|(?<=\n)(?<!#)(?=#)', re.sub(r'^(#.*)$', r'\1\n', text, flags=re.M)):
+            if re.match(r'##? ', part): skip = bool(re.match(r'## (Questions|Things to try)', part))
+            for s in [] if skip else re.split(r'(?<=[.?!:;])\s+', ' '.join(part.split())):
+                if s.endswith('?'): continue
+                plain = re.sub(r'`[^`]+`', '', s)
+                m = re.search(rf'\b({strong})\b', plain, re.I) or re.search(topic, s) and re.search(rf'\b({weak})\b', plain, re.I) or re.search(r'\d[\d,]*\.\d+ ?%', plain)
+                if m: yield where,s,m[0]
+
+def allowances(tell):
+    lines = (root/allowed).read_text(encoding='utf-8').splitlines() if (root/allowed).exists() else []
+    for line in lines:
+        m = re.fullmatch(r'(\S+): (.*\S)\s+# *(\S.*)', line)
+        if m: yield m[1],m[2]
+        elif line.strip() and not line.startswith('#'): tell(f'"{line}" is not PATH: a piece of the sentence  # reason')
+
+def main(check):
+    faults,done = [],[]
+    allow = {o: 0 for o in allowances(lambda s: faults.append(f'{allowed}: {s}'))}
+    for path in ['README.md', 'models/README.md', 'benchmarks/README.md', *sorted(o.relative_to(root).as_posix() for o in root.glob('nbs/*.ipynb'))]:
+        try: old = (root/path).read_text(encoding='utf-8')
+        except OSError: faults.append(f'{path}: there is no such file'); continue
+        nb = json.loads(old) if path.endswith('.ipynb') else None
+        cells = [(f'{path}, cell {i}', ''.join(c['source'])) for i,c in enumerate(nb['cells']) if c['cell_type']=='markdown'] if nb else [(path, old)]
+        new = []
+        for where,text in cells:
+            new.append(filled(text, lambda s, mends=False: None if mends and not check else faults.append(f'{where}: {s}')))
+        if path in tables:
+            name,make = tables[path]
+            try: content = make()
+            except (Fault,KeyError,TypeError) as e: faults.append(f'{path}: the table {name!r} cannot be made ({e})')
+            else:
+                before,new[0] = new[0],re.sub(f'(<!-- {name} -->\n).*(<!-- /{name} -->)', lambda m: m[1] + content + '\n' + m[2], new[0], flags=re.S)
+                if new[0]!=before and check: faults.append(f'{path}: the table {name!r} differs from its file of results')
+        for where,s,word in unmarked(cells):
+            hits = [o for o in allow if o[0]==path and o[1] in s]
+            for o in hits: allow[o] += 1
+            if not hits: faults.append(f'{where}: "{word}" has no marker in "{s}": mark it, reword it, or allow it in {allowed}')
+        if nb:
+            for c,t in zip([c for c in nb['cells'] if c['cell_type']=='markdown'], new): c['source'] = t.splitlines(keepends=True)
+        text = json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + '\n' if nb else new[0]
+        if [t for _,t in cells]!=new and not check:
+            part = (root/path).with_name('.new-' + Path(path).name)
+            part.write_text(text, encoding='utf-8', newline='\n')
+            os.replace(part, root/path)
+            done.append(path)
+    faults += [f'{allowed}: "{piece}" allows nothing in {path} any more: take the line out' for (path,piece),n in allow.items() if not n]
+    if done: print('filled: ' + ', '.join(done))
+    for o in faults: print(o)
+    return bool(faults)
+
+if __name__=='__main__': sys.exit(main('--check' in sys.argv[1:]))
