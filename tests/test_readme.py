@@ -19,7 +19,7 @@ def test_ci_runs_each_step_of_every_command():
         assert words[0] in ci and words[-1] in ci, step
     assert (root/'.ci'/'run').stat().st_mode & 0o111 or sys.platform=='win32'
 
-@pytest.mark.parametrize('path', ['README.md', 'models/README.md', 'benchmarks/README.md', 'mnist_fastai/SAMPLE.md'])
+@pytest.mark.parametrize('path', ['README.md', 'models/README.md', 'benchmarks/README.md', 'results/README.md', 'mnist_fastai/SAMPLE.md'])
 def test_links_lead_somewhere(path):
     text = (root/path).read_text(encoding='utf-8')
     for link in re.findall(r'\]\(([^)#]+)\)', text):
