@@ -6,13 +6,12 @@
 __all__ = ['run_once', 'fingerprint', 'circumstances', 'read_results', 'differences', 'run_experiment', 'four_arms', 'grids',
            'rerun']
 
-# %% ../nbs/07_evidence.ipynb #066a7fd0
+# %% ../nbs/07_evidence.ipynb #c8743daa
 import hashlib, json, multiprocessing, platform, signal, threading
 from concurrent import futures
 from importlib import import_module
 
 from .data import *
-from .models import *
 from .training import *
 from .improvement import *
 from .checkpoint import *
@@ -213,7 +212,7 @@ def grids()->dict: # Name of a file in `results/`, and its arms
             'narrow5': four_arms(sizes=(784,128,64,32,10), epochs=5, **base),
             'dropout5': drop, 'recipes': recipes}
 
-# %% ../nbs/07_evidence.ipynb #b850ae19
+# %% ../nbs/07_evidence.ipynb #3b03a99e
 def rerun(
     runs, # As `read_results` gives them
     arms, seeds, # Names and whole numbers: which of them to make again
@@ -231,4 +230,4 @@ def rerun(
     rows = [dict(arm=o['arm'], seed=o['seed'], then=old[o['arm'],o['seed']]['valid_accuracy'], now=o['valid_accuracy'],
                  equal=all(o[k]==old[o['arm'],o['seed']][k] for k in ('valid_accuracy','valid_loss','history','wrong'))) for o in new]
     if not other and not all(o['equal'] for o in rows): raise ValueError(f'Under the same circumstances these runs came out otherwise: {[o for o in rows if not o["equal"]]}')
-    return pd.DataFrame(rows), f'made otherwise ({"; ".join(other)}): equal within the spread of seeds' if other else 'made under the same circumstances: equal to the bit'
+    return pd.DataFrame(rows), f'made otherwise ({"; ".join(other)}): they may differ as seeds do' if other else 'made under the same circumstances: equal to the bit'

@@ -44,13 +44,12 @@ def _locked(log):
 def _look(net, data):
     "Loss, accuracy, and each wrong answer on the test digits: position in the split, answer, and probability given to it"
     import torch
-    from mnist_fastai.data import digit_dls
-    from mnist_fastai.training import evaluate
-    dls = digit_dls(data, device='cpu')
-    res = evaluate(net, 'test', dls)
-    with torch.no_grad(): p,said = torch.cat([torch.softmax(net(xb), 1) for xb,_ in dls.test]).max(1)
-    wrong = (said!=data.test.labels).nonzero().flatten().tolist()
-    return dict({k: res[k] for k in ('accuracy','loss','n')}, wrong=[[i, int(said[i]), round(float(p[i]), 4)] for i in wrong])
+    from mnist_fastai.interpret import logits_of
+    logits,y = logits_of(net, data.test),data.test.labels
+    p,said = logits.softmax(1).max(1)
+    wrong = (said!=y).nonzero().flatten().tolist()
+    return dict(accuracy=(said==y).double().mean().item(), loss=torch.nn.functional.cross_entropy(logits, y).item(), n=len(y),
+                wrong=[[i, int(said[i]), round(float(p[i]), 4)] for i in wrong])
 
 def _differ(a, b):
     "On how many digits two looks have other answers"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Run the experiments of lesson 7 and keep every run in `results/`.
 
-usage: python tools/grids.py [--seeds N] [--processes N] [--stale replace|keep] [NAME ...]        (default: all grids, seeds 1 to 10, 2 processes; half an hour on 2 cores)
+usage: python tools/grids.py [--seeds N] [--processes N] [--stale replace|keep] [NAME ...]        (default: all grids, seeds 1 to 10, 2 processes; forty minutes on 2 cores)
 
 Runs that are in the files are not repeated, so a stopped grid goes on where it was.
 """
