@@ -193,9 +193,8 @@ def evaluate(
     learn.model.train(training)
     return dict(loss=F.cross_entropy(logits, y.as_subclass(Tensor)).item(), accuracy=(logits.argmax(1)==y).double().mean().item(), n=len(y), split=split, source=dls.source)
 
-# %% ../nbs/04_training.ipynb #9fb91a9a
-archs = {o.__name__: o for o in (Network, ImprovedNetwork)}
-schedules = 'one-cycle','constant'
+# %% ../nbs/04_training.ipynb #00bf5444
+archs,schedules = {o.__name__: o for o in (Network, ImprovedNetwork)},('one-cycle','constant')
 
 @dataclass(frozen=True)
 class Recipe:
@@ -208,6 +207,7 @@ class Recipe:
     schedule:str = 'one-cycle' # One of `schedules`
     wd:float = 0. # Weight decay, and
     sqr_mom:float = .999 # the memory of the mean of squares, see `fused_adam`
+    cbs = () # Callbacks that belong to it; not a field: a recipe that needs some is a class of its own
 
     def __post_init__(self):
         if self.arch not in archs: raise ValueError(f'There is no network {self.arch!r}: use one of {", ".join(archs)}.')
@@ -217,7 +217,7 @@ class Recipe:
         if not (0<=self.wd<float('inf') and 0<=self.sqr_mom<1):
             raise ValueError(f'Weight decay must be 0 or more and sqr_mom from 0 up to 1, not {self.wd} and {self.sqr_mom}.')
 
-# %% ../nbs/04_training.ipynb #1e18532e
+# %% ../nbs/04_training.ipynb #b1516ab4
 def train(
     recipe:Recipe,
     data:Mnist=None, # By default `load_mnist()`
@@ -232,7 +232,7 @@ def train(
     dls = digit_dls(data, recipe.bs, device=device)
     dls.train.order = torch.Generator().manual_seed(seed) # the same order for networks that draw more random numbers, as for dropout
     opt_func = partial(fused_adam, wd=recipe.wd, sqr_mom=recipe.sqr_mom)
-    learn = digit_learner(dls, archs[recipe.arch](**recipe.kwargs), recipe.lr, opt_func, cbs=cbs)
+    learn = digit_learner(dls, archs[recipe.arch](**recipe.kwargs), recipe.lr, opt_func, cbs=[*recipe.cbs, *L(cbs)])
     learn.recipe,learn.seed = recipe,seed
     with ContextManagers([learn.no_bar(), learn.no_logging()] if quiet else []):
         if recipe.schedule=='one-cycle': learn.fit_one_cycle(recipe.epochs, recipe.lr)

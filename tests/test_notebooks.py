@@ -7,7 +7,7 @@ from conftest import repo
 
 paths = sorted((repo/'nbs').glob('*.ipynb'))
 lessons = [o for o in paths if re.match(r'\d\d_', o.name)]
-order = ['01_data','02_eda','03_models','04_training','05_improvement','06_saving','07_evidence','08_errors']
+order = ['01_data','02_eda','03_models','04_training','05_improvement','06_saving','07_evidence','08_errors','09_own_digits','10_app','11_export']
 each = pytest.mark.parametrize('nb', paths, ids=lambda o: o.stem, indirect=True)
 each_lesson = pytest.mark.parametrize('nb', lessons, ids=lambda o: o.stem, indirect=True)
 

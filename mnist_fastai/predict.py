@@ -1,0 +1,97 @@
+"""The command `mnist_predict`: read the digits in pictures, a line each.
+
+A plain file: how a picture is prepared and read is taught in lesson 9, and this only strings it together.
+"""
+
+__all__ = ['main', 'pictures_in']
+
+import argparse, json, os, sys
+from pathlib import Path
+
+suffixes = {'.png','.jpg','.jpeg','.jpe','.mpo','.gif','.bmp','.tif','.tiff','.webp','.pgm','.ppm','.pbm','.pnm'} #: of the pictures in a folder
+
+def pictures_in(
+    paths, # Files and folders
+): # The files, and in folders, at any depth, those with the suffix of a picture; in order, each folder's when it is reached
+    "What the command reads, one path after another, so that no long list is kept"
+    for p in map(Path, paths):
+        if not p.is_dir(): yield p; continue
+        found = False
+        for folder,dirs,names in os.walk(p):
+            dirs[:] = sorted(o for o in dirs if not o.startswith('.'))
+            for o in sorted(names):
+                if Path(o).suffix.lower() in suffixes and not o.startswith('.'):
+                    found = True
+                    yield Path(folder)/o
+        if not found: yield p # answered like a file that is none, and not passed over
+
+def _parser():
+    from mnist_fastai import pictures
+    p = argparse.ArgumentParser('mnist_predict', description='Read the digit in each picture. One digit a picture, on any paper, in any size from 8 pixels up.',
+                                epilog=f'Read are {", ".join(pictures.formats)}, up to {pictures.most_pixels//10**6} million pixels. The exit code is 0 if all pictures were read, 1 if some could not be, 2 if the command was not understood.')
+    p.add_argument('images', nargs='+', metavar='IMAGE', type=Path, help='files, and folders whose pictures are read')
+    p.add_argument('--json', action='store_true', help='a line of JSON for each picture')
+    p.add_argument('--show', action='store_true', help='also draw what the network saw, in characters')
+    p.add_argument('--model', type=Path, help='a file made by save_network or mnist_train (default: the reader that comes with mnist_fastai)')
+    p.add_argument('--sure-from', type=float, metavar='P', help='probability from which an answer is sure (default: what the file of the network says)')
+    return p
+
+def _drawing(image):
+    "A digit in 14 lines of 28 characters: two rows of pixels in one of text"
+    rows = image.float().view(14, 2, 28).mean(1)
+    return '\n'.join(''.join(' .:+#@'[min(int(v/43), 5)] for v in row).rstrip() for row in rows.tolist())
+
+def _line(path, o, args):
+    "What is said of one picture"
+    from mnist_fastai.inference import ImageError
+    name = str(path).encode('utf-8', 'backslashreplace').decode('utf-8') # a file's name may hold what no terminal can print
+    name = ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+    if isinstance(o, ImageError): return json.dumps(dict(file=name, error=str(o))) if args.json else f'{name}: {o}'
+    if not args.json: return f'{name}: {o.text}' + (f'\n{_drawing(o.image)}' if args.show else '')
+    res = dict(file=name, digit=o.label, sure=o.sure, probabilities=[round(v, 6) for v in o.probs.tolist()], two_digits=o.two)
+    return json.dumps(res | (dict(image=o.image.tolist()) if args.show else {}))
+
+class _Count:
+    "Progress on a terminal's last line, where answers go into a file or a pipe"
+    def __init__(self): self.on,self.n = sys.stderr.isatty() and not sys.stdout.isatty(),0
+    def add(self):
+        self.n += 1
+        if self.on and self.n%100==0: print(f'\r{self.n:,} pictures', end='', file=sys.stderr, flush=True)
+    def end(self):
+        if self.on and self.n>=100: print(f'\r{self.n:,} pictures', file=sys.stderr)
+
+def _run(args):
+    "Read all; returns how many could not be read"
+    from itertools import tee
+    from mnist_fastai.inference import ImageError, Predictor
+    read,bad,count = Predictor(args.model, args.sure_from),0,_Count()
+    names,sources = tee(pictures_in(args.images))
+    for path,o in zip(names, read.stream(sources)):
+        failed = isinstance(o, ImageError)
+        bad += failed
+        print(_line(path, o, args), file=sys.stderr if failed and not args.json else sys.stdout, flush=count.n%50==0)
+        count.add()
+    count.end()
+    return bad
+
+def main(argv=None):
+    "Entry point of `mnist_predict`; returns the exit code"
+    args = _parser().parse_args(argv)
+    for o in (sys.stdout, sys.stderr):
+        if hasattr(o, 'reconfigure'): o.reconfigure(errors='backslashreplace')
+    try:
+        from mnist_fastai.checkpoint import CheckpointError
+        code = 1 if _run(args) else 0
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print('\nStopped.', file=sys.stderr)
+        return 130
+    except BrokenPipeError: # the reader of the output has had enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (CheckpointError,ValueError,OSError) as e:
+        print(f'mnist_predict: {e}', file=sys.stderr)
+        return 1
+
+if __name__=='__main__': sys.exit(main())
