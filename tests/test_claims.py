@@ -16,7 +16,7 @@ def runs(arm, accs, **more): return [dict(arm=arm, seed=i, valid_accuracy=o, val
 def copy(tmp_path):
     "A copy of the texts, the results and the tool, with an experiment of three arms"
     root = tmp_path/'copy'
-    for o in [*TEXTS, 'models/results.json', *(f'models/{k}.pth' for k in ('Network','ImprovedNetwork')), *(f'results/{o.name}' for o in (repo/'results').glob('*.json')), 'benchmarks/accuracy.json', 'benchmarks/reader.json', 'tools/claims.py', 'tools/claims_allowed.txt']:
+    for o in [*TEXTS, 'models/results.json', *(f'models/{k}.pth' for k in ('Network','ImprovedNetwork')), *(f'results/{o.name}' for o in (repo/'results').glob('*.json')), 'benchmarks/accuracy.json', 'benchmarks/reader.json', 'benchmarks/predict.json', 'tools/claims.py', 'tools/claims_allowed.txt']:
         (root/o).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(repo/o, root/o)
     (root/'nbs').mkdir()

@@ -169,3 +169,15 @@ def test_memory_stays_as_it_is(tmp_path):
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"""
     few,many = (int(run_python(code, *args).stderr.split()[-1]) for args in ([*sorted(tmp_path.iterdir())[:120]], [tmp_path]))
     assert many-few<25_000, (few,many) # kilobytes
+
+def test_progress_is_shown_where_answers_go_elsewhere(monkeypatch, capsys, tmp_path):
+    from mnist_fastai.predict import _Count
+    class Screen(io.StringIO):
+        def isatty(self): return True
+    for out,err,said in ((io.StringIO(),Screen(),True), (Screen(),Screen(),False), (io.StringIO(),io.StringIO(),False)):
+        monkeypatch.setattr(sys, 'stdout', out)
+        monkeypatch.setattr(sys, 'stderr', err)
+        c = _Count()
+        for _ in range(250): c.add()
+        c.end()
+        assert ('250 pictures' in err.getvalue() and '100 pictures' in err.getvalue())==said and out.getvalue()==''
