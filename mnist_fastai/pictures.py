@@ -76,10 +76,7 @@ def _grey(im, longest):
     clear = im.mode in ('RGBA','LA','PA','La','RGBa') or 'transparency' in im.info
     k = -(-max(im.size)//longest)
     if im.mode in ('RGB','RGBA','L','LA') and k>1 and 'transparency' not in im.info:
-        exif = im.getexif()
-        im = im.reduce(k)
-        im.info['exif'] = exif.tobytes() # for `_upright`
-        k = 1
+        im,k = im.reduce(k),1
     im = _upright(im)
     if im.mode in ('La','LAB'): im = im.convert('LA') if im.mode=='La' else im.getchannel('L') # the two that Pillow does not turn into grey itself
     grey = _over_paper(im.convert('RGBA')) if clear else im.convert('L') if im.mode[0] not in 'IF' else Image.fromarray(_stretched(np.asarray(im)))

@@ -81,7 +81,7 @@ def test_large_photos_are_turned_too():
     exif = Image.Exif()
     exif[0x0112] = 6
     im = drawn(4000,3000).transpose(Image.ROTATE_90)
-    for form in ('JPEG','PNG'):
+    for form in ('JPEG','PNG','TIFF','WEBP'):
         got = open_picture(saved(im.convert('RGB'), form, exif=exif))
         assert got.size[0]>got.size[1] and max(got.size)<=2048
         assert near(got.resize((120,90), Image.BOX))
