@@ -10,7 +10,7 @@ import json, sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 import pandas as pd, torch
-from mnist_fastai.checkpoint import versions
+from mnist_fastai.core import versions
 from mnist_fastai.cli import main as mnist_train
 from mnist_fastai.data import load_mnist
 from mnist_fastai.eda import NearestMean

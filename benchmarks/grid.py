@@ -3,7 +3,7 @@
 
 usage: python benchmarks/grid.py [--networks N] [--epochs N] [--grid]        (default: 4 networks, 2 epochs; some two minutes; writes benchmarks/grid.json and the table in README.md)
 
-With --grid the time of a whole grid is taken as well: four arms, ten seeds, five epochs, as in lesson 7, into a file that is thrown away.
+With --grid the time of a whole grid is taken as well: four arms, ten seeds, five epochs, as in lesson 16, into a file that is thrown away.
 """
 import argparse, json, os, sys, time
 from pathlib import Path
@@ -11,10 +11,10 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
-from mnist_fastai.checkpoint import versions, write_whole
+from mnist_fastai.core import versions, atomic_write
 from mnist_fastai.data import load_mnist
-from mnist_fastai.experiments import circumstances, four_arms, run_experiment
-from mnist_fastai.models import ImprovedNetwork
+from mnist_fastai.experiments import circumstances, ablation, run_experiment
+from mnist_fastai.improvement import ImprovedNetwork
 from mnist_fastai.training import Recipe, train
 
 here,bs = Path(__file__).parent,512
@@ -73,7 +73,7 @@ def main():
     args = p.parse_args()
     data,recipe = load_mnist(sample=False),Recipe('ImprovedNetwork', dict(p=.2), epochs=args.epochs, bs=bs, schedule='constant')
     res = dict(networks=args.networks, epochs=args.epochs, threads=torch.get_num_threads(), cpus=os.cpu_count(), load=round(os.getloadavg()[0], 2) if hasattr(os, 'getloadavg') else None,
-               circumstances=circumstances(data), grid=None)
+               circumstances=environment(data), grid=None)
     train(Recipe('Network', epochs=1, bs=bs), data, 0, 'cpu', quiet=True) # the first run of a process is slower
     res['sequential'] = float(one_after_another(data, args.networks, recipe))
     res['batched'] = batched(data, args.networks, recipe)
@@ -81,12 +81,12 @@ def main():
     if args.grid:
         with TemporaryDirectory() as d:
             start = time.perf_counter()
-            run_experiment(four_arms(epochs=5, bs=bs, lr=5e-3), range(10), Path(d)/'grid.json', data)
+            run_experiment(ablation(epochs=5, bs=bs, lr=5e-3), range(10), Path(d)/'grid.json', data)
             res['grid'] = time.perf_counter()-start
     table = markdown(res)
     print(table)
-    write_whole(here/'grid.json', (json.dumps(res, indent=1) + '\n').encode())
+    atomic_write(here/'grid.json', (json.dumps(res, indent=1) + '\n').encode())
     text,(a,b) = (here/'README.md').read_text(encoding='utf-8'),('<!-- grid -->','<!-- /grid -->')
-    write_whole(here/'README.md', f'{text[:text.index(a)+len(a)]}\n{table}\n{text[text.index(b):]}'.encode())
+    atomic_write(here/'README.md', f'{text[:text.index(a)+len(a)]}\n{table}\n{text[text.index(b):]}'.encode())
 
 if __name__=='__main__': main()

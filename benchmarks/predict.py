@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np, torch
 from PIL import Image
 
-from mnist_fastai.checkpoint import versions, write_whole
+from mnist_fastai.core import versions, atomic_write
 from mnist_fastai.data import load_mnist
 from mnist_fastai.inference import Predictor
 from mnist_fastai.papers import photographed, shifted
@@ -39,7 +39,7 @@ def main(n=3000):
         read(f.getvalue())
         seconds.append(time.perf_counter()-start)
     res |= dict(photo_seconds=sorted(seconds)[2], versions=versions(), threads=torch.get_num_threads(), cpus=os.cpu_count(), cpu=torch.backends.cpu.get_cpu_capability())
-    write_whole(Path(__file__).with_name('predict.json'), (json.dumps(res, indent=1) + '\n').encode())
+    atomic_write(Path(__file__).with_name('predict.json'), (json.dumps(res, indent=1) + '\n').encode())
     print(f"{res['images_per_second']:.0f} images a second ({100*res['accuracy']:.1f} % right); the command {res['command_seconds']:.1f} s for {n:,}, peak {res.get('command_peak_mb', 0):.0f} MB; a photo of 12 million pixels {1000*res['photo_seconds']:.0f} ms")
 
 if __name__=='__main__': main()

@@ -1,4 +1,4 @@
-"""How the reader was chosen and how it does: the network that reads people's own digits in lessons 9 and 10, in `mnist_predict` and in `mnist_app`.
+"""How the reader was chosen and how it does: the network that reads people's own digits in lessons 16 and 18, in `mnist_predict` and in `mnist_app`.
 
     python benchmarks/reader.py --grid      # tries the recipes below on validation digits, goes on where it was stopped: reader.csv
     python benchmarks/reader.py             # the chosen recipe and the one without bending over the seeds 42-44: reader.json
@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np, torch
 
-from mnist_fastai.checkpoint import save_network, versions, write_whole
+from mnist_fastai.checkpoint import save_network
+from mnist_fastai.core import versions, atomic_write
 from mnist_fastai.data import Digits, load_mnist
-from mnist_fastai.improvement import AugmentedRecipe, reader_recipe, recipes
+from mnist_fastai.improvement import recipes
 from mnist_fastai.inference import Blank, prepare
 from mnist_fastai.interpret import logits_of
 from mnist_fastai.papers import handed_in, kinds
@@ -27,13 +28,13 @@ wide = (784,1024,512,256,10)
 #: Tried, by name
 grid = {
     'no bending': recipes['ImprovedNetwork'],
-    'a little': replace(reader_recipe, kwargs=dict(p=0.), epochs=20, augment=little),
-    'middle': replace(reader_recipe, kwargs=dict(p=0.), epochs=20, augment=middle),
-    'much': replace(reader_recipe, kwargs=dict(p=0.), epochs=20, augment=much),
-    'middle, pen as it is': replace(reader_recipe, kwargs=dict(p=0.), epochs=20, augment=middle | dict(thickness=0)),
-    'middle, dropout 0.1': replace(reader_recipe, kwargs=dict(p=.1), epochs=20, augment=middle),
-    'much, 30 epochs': replace(reader_recipe, kwargs=dict(p=0.), epochs=30, augment=much),
-    'much, wide layers': replace(reader_recipe, kwargs=dict(p=0., sizes=wide), epochs=20, augment=much),
+    'a little': replace(recipes['Reader'], kwargs=dict(p=0.), epochs=20, augment=little),
+    'middle': replace(recipes['Reader'], kwargs=dict(p=0.), epochs=20, augment=middle),
+    'much': replace(recipes['Reader'], kwargs=dict(p=0.), epochs=20, augment=much),
+    'middle, pen as it is': replace(recipes['Reader'], kwargs=dict(p=0.), epochs=20, augment=middle | dict(thickness=0)),
+    'middle, dropout 0.1': replace(recipes['Reader'], kwargs=dict(p=.1), epochs=20, augment=middle),
+    'much, 30 epochs': replace(recipes['Reader'], kwargs=dict(p=0.), epochs=30, augment=much),
+    'much, wide layers': replace(recipes['Reader'], kwargs=dict(p=0., sizes=wide), epochs=20, augment=much),
 }
 
 def form(picture):
@@ -61,7 +62,7 @@ def run_grid(data, seeds):
             rows.append(dict(recipe=name, seed=seed, **{k: round(100*v, 3) for k,v in acc.items()}, seconds=round(seconds, 1), threads=torch.get_num_threads(), torch=torch.__version__))
             rows.sort(key=lambda o: (list(grid).index(o['recipe']), int(o['seed'])))
             text = '\n'.join(','.join(f'"{v}"' if ',' in str(v) else str(v) for v in o) for o in [list(rows[0]), *(list(o.values()) for o in rows)])
-            write_whole(path, (text + '\n').encode())
+            atomic_write(path, (text + '\n').encode())
             print(f'{name}, seed {seed}: {100*np.mean(list(acc.values())):.2f} % in all forms, {seconds:.0f} s', flush=True)
 
 def run_arms(data, seeds, save):
@@ -69,7 +70,7 @@ def run_arms(data, seeds, save):
     ds,f = data.valid.subset(slice(0, None, 5)),load_digits()
     forms,foreign = forms_of(ds),torch.stack([prepare((o/16).astype(np.float32)) for o in f.images])
     runs,out = [],{}
-    for arm,recipe in dict(ImprovedNetwork=recipes['ImprovedNetwork'], reader=reader_recipe).items():
+    for arm,recipe in dict(ImprovedNetwork=recipes['ImprovedNetwork'], reader=recipes['Reader']).items():
         for seed in seeds:
             start = time.perf_counter()
             learn = train(recipe, data, seed, 'cpu', quiet=True)
@@ -84,9 +85,9 @@ def run_arms(data, seeds, save):
                 sure_from = logits[::2].double().softmax(1).amax(1).quantile(.02).item() # 2 % of one half of validation are below
                 out = dict(sure_from=sure_from)
                 if save: save_network(learn, here.parent/'mnist_fastai'/'reader.pth', dict(sure_from=sure_from, valid_accuracy=run['valid_accuracy'], load_digits=run['load_digits']))
-    out |= dict(runs=runs, recipes={k: asdict(o) for k,o in dict(ImprovedNetwork=recipes['ImprovedNetwork'], reader=reader_recipe).items()}, source=data.source, n_train=len(data.train),
+    out |= dict(runs=runs, recipes={k: asdict(o) for k,o in dict(ImprovedNetwork=recipes['ImprovedNetwork'], reader=recipes['Reader']).items()}, source=data.source, n_train=len(data.train),
                versions=versions(), device='cpu', threads=torch.get_num_threads(), cpu=torch.backends.cpu.get_cpu_capability())
-    write_whole(here/'reader.json', (json.dumps(out, indent=1) + '\n').encode())
+    atomic_write(here/'reader.json', (json.dumps(out, indent=1) + '\n').encode())
 
 if __name__=='__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -16,10 +16,12 @@ import torch, torch.nn.functional as F
 from torch import nn
 from fastai.basics import CrossEntropyLossFlat, Learner, accuracy, set_seed
 from fastai.callback.progress import ProgressCallback
-from mnist_fastai.checkpoint import write_whole
-from mnist_fastai.data import DataError, Mnist, digit_dls, load_mnist, mnist_mean, mnist_std
+from mnist_fastai.core import atomic_write
+from mnist_fastai.files import DataError
+from mnist_fastai.data import Mnist, load_mnist, mnist_mean, mnist_std
+from mnist_fastai.loaders import digit_dls
 from mnist_fastai.files import mnist_root
-from mnist_fastai.models import ImprovedNetwork
+from mnist_fastai.improvement import ImprovedNetwork
 from mnist_fastai.training import digit_learner, fused_adam
 
 here,lr,n_all,n_png = Path(__file__).resolve().parent,1e-3,50_000,10_000
@@ -201,7 +203,7 @@ def put_into(text, table):
     if text.count(a)!=1 or text.count(b)!=1: raise ValueError(f'The README must have {a} and {b} once each: put them back.')
     return text[:text.index(a)+len(a)] + f'\n{table}\n' + text[text.index(b):]
 
-def update_readme(table): write_whole(here/'README.md', put_into((here/'README.md').read_text(encoding='utf-8'), table).encode())
+def update_readme(table): atomic_write(here/'README.md', put_into((here/'README.md').read_text(encoding='utf-8'), table).encode())
 
 def main():
     p = argparse.ArgumentParser(description='Measure how fast training is, several ways side by side, on the full MNIST and the CPU.')
@@ -232,7 +234,7 @@ def main():
     table = markdown(res)
     print(f'\n{table}')
     out = args.out or (here/'speed.json' if whole else None)
-    if out: print(f'\nWritten to {write_whole(out, (json.dumps(res, indent=1) + chr(10)).encode())}')
+    if out: print(f'\nWritten to {atomic_write(out, (json.dumps(res, indent=1) + chr(10)).encode())}')
     if args.update_readme: update_readme(table)
 
 if __name__=='__main__': main()

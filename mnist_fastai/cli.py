@@ -1,6 +1,6 @@
 """The command `mnist_train`: train both networks, compare them, save them.
 
-A plain file: what it does is taught in lessons 4 to 6, and this only strings it together.
+A plain file: what it does is taught in lessons 6 to 8, and this only strings it together.
 """
 
 __all__ = ['main']
@@ -23,16 +23,19 @@ def _parser():
     count = _number(int, lambda v: v>0, 'a whole number from 1 up')
     rate = _number(float, lambda v: 0<v<math.inf, 'a number above 0')
     seed = _number(int, lambda v: 0<=v<2**32, f'a whole number from 0 to {2**32-1}')
-    p = argparse.ArgumentParser('mnist_train', description='Train Network and ImprovedNetwork on MNIST, compare them, and save both.',
-                                epilog='Where an option is left out, the recipe of lesson 5 holds.')
-    p.add_argument('--out', type=Path, default=Path('trained'), help='folder for Network.pth, ImprovedNetwork.pth, losses.png, results.json (default: trained)')
-    p.add_argument('--networks', nargs='+', metavar='NAME', choices=['Network','ImprovedNetwork'], default=['Network','ImprovedNetwork'], help='which to train (default: both)')
+    p = argparse.ArgumentParser('mnist_train', description='Train networks on MNIST, compare them, and save them.',
+                                epilog='An option that is left out is taken from the recipe of lesson 7.')
+    p.add_argument('--out', type=Path, default=Path('trained'),
+                   help='folder for NAME.pth of each network, losses.png, results.json (default: trained)')
+    p.add_argument('--networks', nargs='+', metavar='NAME', default=['Network','ImprovedNetwork'],
+                   help='names of recipes (default: Network ImprovedNetwork)')
     p.add_argument('--epochs', type=count, help='passes over the training split')
     p.add_argument('--batch-size', type=count, dest='bs', help='digits a step')
     p.add_argument('--lr', type=rate, help='highest learning rate')
     p.add_argument('--seed', type=seed, default=42, help='of the run (default: 42)')
     p.add_argument('--device', help='cpu, cuda or mps (default: a GPU if there is one)')
-    p.add_argument('--sample', action=argparse.BooleanOptionalAction, help='use the packaged sample; or never use it (default: where MNIST cannot be had)')
+    p.add_argument('--sample', action=argparse.BooleanOptionalAction,
+                   help='use the packaged sample; or never use it (default: where MNIST cannot be reached)')
     p.add_argument('--mirror', help='URL or absolute folder of the four archives, tried first (default: MNIST_FASTAI_MIRROR)')
     p.add_argument('--root', help='folder where MNIST is kept (default: MNIST_FASTAI_ROOT, else the data folder of fastai)')
     return p
@@ -53,41 +56,58 @@ def _writable(out):
         TemporaryFile(dir=out).close()
     except OSError as e: raise OSError(f'{out} cannot be written to ({e.strerror or e}): make room, or choose another folder with --out.') from None
 
+def _train_one(name, recipe, args, data, device, done):
+    "Train and save one network; the learner, and its row of results"
+    import numpy as np
+    from mnist_fastai.checkpoint import save_network
+    from mnist_fastai.improvement import summarize
+    from mnist_fastai.training import train
+    print(f'\n{name}: epochs {recipe.epochs}, batch size {recipe.bs}, '
+          f'learning rate up to {recipe.lr:g}, seed {args.seed}')
+    learn = train(recipe, data, args.seed, device)
+    if not np.isfinite(learn.history.epochs[['train_loss','valid_loss']].to_numpy()).all():
+        raise ValueError(f'The loss of {name} is no longer a number: choose a smaller --lr than {recipe.lr:g}.')
+    table = summarize({name: learn}, ('valid','test'))
+    row = table.to_dict('index')[name]
+    metrics = {k: v for k,v in row.items() if k.startswith(('valid_','test_'))}
+    done.append(save_network(learn, args.out/f'{name}.pth', metrics))
+    return learn,table
+
 def _run(args, done):
     "Train, save, compare; the names of finished files go into `done`"
     import matplotlib
     matplotlib.use('agg')
-    import numpy as np, pandas as pd, torch
-    from mnist_fastai.checkpoint import save_network, versions, write_whole
-    from mnist_fastai.data import digit_dls, load_mnist
-    from mnist_fastai.improvement import recipes, summarize
-    from mnist_fastai.training import archs, digit_learner, plot_losses, train
+    import pandas as pd, torch
+    from mnist_fastai.core import atomic_write, versions
+    from mnist_fastai.data import load_mnist
+    from mnist_fastai.improvement import recipes # which brings the two recipes
+    from mnist_fastai.loaders import digit_dls
+    from mnist_fastai.models import find_model
+    from mnist_fastai.training import digit_learner, find_recipe, plot_losses
     device = _device(args.device)
+    changes = {k: v for k,v in dict(epochs=args.epochs, bs=args.bs, lr=args.lr).items() if v is not None}
+    plan = {name: replace(find_recipe(name), **changes) for name in args.networks}
     _writable(args.out)
     data = load_mnist(args.root, args.mirror, args.sample)
-    print({'mnist':'Data: MNIST, every file verified', 'sample':'Data: the packaged sample of MNIST; results are from the sample'}[data.source] +
-          f' ({len(data.train):,} digits to train on, {len(data.valid):,} for validation, {len(data.test):,} for the test).')
-    changes = {k: v for k,v in dict(epochs=args.epochs, bs=args.bs, lr=args.lr).items() if v is not None}
-    plan = {name: replace(recipes[name], **changes) for name in args.networks}
-    for r in plan.values(): digit_learner(digit_dls(data, r.bs), archs[r.arch](**r.kwargs)) # what cannot be trained is told before anything is
-    learns,rows,results = {},[],{}
+    what = {'mnist': 'MNIST, every file verified', 'sample': 'the packaged sample of MNIST; results are from the sample'}
+    print(f'Data: {what[data.source]} ({len(data.train):,} digits to train on, {len(data.valid):,} for validation, '
+          f'{len(data.test):,} for the test).')
+    for r in plan.values(): # what cannot be trained raises its error before anything is trained
+        digit_learner(digit_dls(data, r.bs), find_model(r.arch)(**r.kwargs))
+    learns,tables,results = {},[],{}
     for name,recipe in plan.items():
-        print(f'\n{name}: epochs {recipe.epochs}, batch size {recipe.bs}, learning rate up to {recipe.lr:g}, seed {args.seed}')
-        learn = learns[name] = train(recipe, data, args.seed, device)
-        h = learn.history.epochs
-        if not np.isfinite(h[['train_loss','valid_loss']].to_numpy()).all():
-            raise ValueError(f'The loss of {name} is no longer a number: choose a smaller --lr than {recipe.lr:g}.')
-        rows.append(summarize({name: learn}, ('valid','test')))
-        row = rows[-1].to_dict('index')[name]
-        results[name] = dict(row, seed=args.seed, recipe=asdict(recipe), history=h.drop(columns='fit').to_dict('records'))
-        done.append(save_network(learn, args.out/f'{name}.pth', {k: v for k,v in row.items() if k.startswith(('valid_','test_'))}))
+        learns[name],table = _train_one(name, recipe, args, data, device, done)
+        tables.append(table)
+        history = learns[name].history.epochs.drop(columns='fit').to_dict('records')
+        results[name] = dict(table.to_dict('index')[name], seed=args.seed, recipe=asdict(recipe), history=history)
     ax,png = plot_losses(learns),io.BytesIO()
     ax.figure.savefig(png, dpi=120, bbox_inches='tight')
-    done.append(write_whole(args.out/'losses.png', png.getvalue()))
-    res = dict(source=data.source, networks=results, versions=versions(), device=str(learn.dls.device), threads=torch.get_num_threads())
-    done.append(write_whole(args.out/'results.json', (json.dumps(res, indent=1, allow_nan=False) + '\n').encode()))
+    done.append(atomic_write(args.out/'losses.png', png.getvalue()))
+    device = str(learns[name].dls.device)
+    res = dict(source=data.source, networks=results, versions=versions(), device=device, threads=torch.get_num_threads())
+    done.append(atomic_write(args.out/'results.json', (json.dumps(res, indent=1, allow_nan=False) + '\n').encode()))
     formats = dict(parameters='{:,}'.format, seconds='{:.1f}'.format)
-    print('\n' + pd.concat(rows).to_string(formatters=formats, float_format='{:.4f}'.format))
+    print('\n' + pd.concat(tables).to_string(formatters=formats, float_format='{:.4f}'.format))
     print(f'\nWritten to {args.out}: ' + ', '.join(o.name for o in done))
 
 def main(argv=None):
@@ -105,9 +125,5 @@ def main(argv=None):
         print(f'mnist_train: {e}', file=sys.stderr)
         return 1
     return 0
-
-def few_threads(cells):
-    "Called by nbdev_test before its workers start (see pyproject.toml): one thread each, or they wait for one another"
-    os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 if __name__=='__main__': sys.exit(main())

@@ -1,13 +1,13 @@
 """The official files of MNIST: found, fetched, verified. And the sample, which stands in where they cannot be had.
 
 `mnist_fastai.data` builds on this module and is the one to import. Nothing here is specific to learning, so it is a plain file
-and not a lesson; what it guards against is shown in `nbs/01_data.ipynb`.
+and not a lesson; what it guards against is shown in `nbs/under_the_hood/files.ipynb`.
 """
 
 __all__ = ['FILES', 'DataError', 'Unreachable', 'mnist_root', 'mnist_mirror', 'read_verified', 'mnist_files', 'sample_arrays']
 
 import errno, hashlib, os, shutil, socket, sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,8 +15,10 @@ from urllib.error import URLError
 
 import numpy as np
 
+from .core import Locked, file_lock
+
 #: Size in bytes and SHA-256 of each extracted file, computed from the four archives whose md5 torchvision states
-#: (`torchvision.datasets.MNIST.resources`). The dataset: http://yann.lecun.com/exdb/mnist/
+#: (`torchvision.datasets.MNIST.resources`). The dataset: https://en.wikipedia.org/wiki/MNIST_database
 FILES = {
     'train-images-idx3-ubyte': (47_040_016, 'ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db'),
     'train-labels-idx1-ubyte': (60_008, '65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5'),
@@ -109,17 +111,14 @@ def mnist_files(
 @contextmanager
 def _lock(raw, fault='', wait=900):
     "One process at a time fetches into `raw`; what a killed one left behind is removed"
-    from filelock import FileLock, Timeout
-    try:
-        raw.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(raw/'.lock', timeout=wait)
-        lock.acquire()
-    except Timeout: raise DataError(f'Another process has been fetching MNIST into {raw} for {wait//60} minutes: wait for it or end it, then run again.') from None
-    except (OSError, NotImplementedError) as e: raise _unwritable(raw, e, fault) from e
-    try:
+    with ExitStack() as stack:
+        try: stack.enter_context(file_lock(raw/'.lock', timeout=wait))
+        except Locked:
+            raise DataError(f'Another process has been fetching MNIST into {raw} for {wait//60} minutes: '
+                            'wait for it or end it, then run again.') from None
+        except OSError as e: raise _unwritable(raw, e, fault) from e
         for old in raw.glob('.fetch-*'): shutil.rmtree(old, ignore_errors=True)
         yield
-    finally: lock.release()
 
 def _unwritable(raw, e, fault):
     return DataError((f'{fault}, and ' if fault else '') + f'{raw} cannot be written to ({getattr(e, "strerror", None) or e}): make room or choose another folder with '

@@ -1,12 +1,12 @@
 """The command `mnist_final_test`: the one look of a saved network at the test digits, and the log that keeps it.
 
-A plain file: why there is one look, and what a log is for, is taught in lesson 7.
+A plain file: why there is one look, and what a log is for, is taught in lesson 9.
 """
 
 __all__ = ['final_test', 'read_log', 'main']
 
 import argparse, hashlib, json, os, sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -31,15 +31,15 @@ def read_log(
 @contextmanager
 def _locked(log):
     "One process at a time appends to `log`"
-    from filelock import FileLock, Timeout
-    try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(log.with_name(f'.{log.name}.lock'), timeout=60)
-        lock.acquire()
-    except Timeout: raise OSError(f'Another process has been writing {log} for a minute: wait for it or end it, then run again.') from None
-    except (OSError,NotImplementedError) as e: raise OSError(f'{log} cannot be written ({getattr(e, "strerror", None) or e}): make room, or name another log with --log.') from None
-    try: yield
-    finally: lock.release()
+    from mnist_fastai.core import Locked, file_lock
+    with ExitStack() as stack:
+        try: stack.enter_context(file_lock(log.with_name(f'.{log.name}.lock'), timeout=60))
+        except Locked:
+            raise OSError(f'Another process has been writing {log} for a minute: '
+                          'wait for it or end it, then run again.') from None
+        except OSError as e:
+            raise OSError(f'{log} cannot be written ({e.strerror or e}): make room, or name another log with --log.') from None
+        yield
 
 def _look(net, data):
     "Loss, accuracy, and each wrong answer on the test digits: position in the split, answer, and probability given to it"
@@ -76,13 +76,14 @@ def final_test(
     For a logged checkpoint it looks again, compares, and writes nothing. Raises `ValueError` for a network or digits that are not of MNIST,
     a log that is damaged or says otherwise, and with `verify` for a checkpoint that is not logged; `OSError` if the log cannot be written."""
     import torch
-    from mnist_fastai.checkpoint import load_network, versions, write_whole
+    from mnist_fastai.checkpoint import load_network
+    from mnist_fastai.core import atomic_write, versions
     from mnist_fastai.data import load_mnist
     path,log = Path(path),Path(log)
     net = load_network(path)
     sha = hashlib.sha256(path.read_bytes()).hexdigest()
-    if net.trained_on!={'mnist'}:
-        raise ValueError(f'{path} was trained on {" and ".join(sorted(map(repr, net.trained_on)))}: the final test is for networks trained on the training split of MNIST alone.')
+    if set(net.train_sources)!={'mnist'}:
+        raise ValueError(f'{path} was trained on {" and ".join(map(repr, net.train_sources))}: the final test is for networks trained on the training split of MNIST alone.')
     def find(): return next((o for o in read_log(log) if o['sha256']==sha), None)
     seen = find()
     if verify and not seen: raise ValueError(f'{path} is not in {log}: leave --verify out to take the one look and log it.')
@@ -95,7 +96,7 @@ def final_test(
         entry = dict(file=path.name, sha256=sha, when=datetime.now(timezone.utc).isoformat(timespec='seconds'), **now, card={k: net.card[k] for k in ('arch','seed','recipe')},
                      versions=versions(), device='cpu', threads=torch.get_num_threads(), cpu=torch.backends.cpu.get_cpu_capability())
         looks = ',\n'.join(json.dumps(o, allow_nan=False) for o in [*read_log(log), entry]) # a line each, so that a difference shows what was added
-        try: write_whole(log, f'{{"format": "{_format}", "looks": [\n{looks}\n]}}\n'.encode())
+        try: atomic_write(log, f'{{"format": "{_format}", "looks": [\n{looks}\n]}}\n'.encode())
         except OSError as e: raise OSError(f'{log} cannot be written ({e.strerror or e}): make room, or name another log with --log. Nothing was written.') from None
     print(f'{path}: test accuracy {100*entry["accuracy"]:.2f} %, loss {entry["loss"]:.4f}, {len(entry["wrong"])} of {entry["n"]:,} wrong; logged in {log}.')
     return dict(entry, logged=True, differ=0)

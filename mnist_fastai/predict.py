@@ -1,6 +1,6 @@
 """The command `mnist_predict`: read the digits in pictures, a line each.
 
-A plain file: how a picture is prepared and read is taught in lesson 9, and this only strings it together.
+A plain file: how a picture is prepared and read is taught in lesson 16, and this only strings it together.
 """
 
 __all__ = ['main', 'pictures_in']

@@ -1,6 +1,6 @@
 """What the tests share. No test reaches a public mirror or the caller's cache: the environment is emptied of `MNIST_FASTAI_*`, torchvision's
 list of mirrors is empty, and the default root is a folder of the test's own. Where the four archives are found is decided once, before that."""
-import hashlib, os, shutil, subprocess, sys, threading
+import hashlib, os, shutil, signal, subprocess, sys, threading
 from collections import Counter
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -150,6 +150,11 @@ def unprivileged():
     os.seteuid(65534)
     try: yield
     finally: os.seteuid(0)
+
+def _restore_ctrl_c(): signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+#: For `Popen`: what a shell starts in the background inherits that Ctrl-C is ignored, and so would a test's own process
+ctrl_c = dict(preexec_fn=_restore_ctrl_c) if os.name=='posix' else {}
 
 def run_python(code, *args, **env):
     "Run `code` in a Python of its own, in this test's environment with `env` on top; returns the completed process"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from conftest import repo, run_python
+from conftest import ctrl_c, repo, run_python
 from mnist_fastai.app import *
 from mnist_fastai.app import _free_port, _gradio, _part, _write_all
 from mnist_fastai.checkpoint import CheckpointError
@@ -266,7 +266,7 @@ def test_ports():
 
 def command(*args, **env):
     return subprocess.Popen([sys.executable, '-c', 'import sys; from mnist_fastai.app import main; sys.exit(main(sys.argv[1:]))', *map(str, args)],
-                            cwd=repo, env=os.environ | env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                            cwd=repo, env=os.environ | env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **ctrl_c)
 
 @needs_gradio
 @pytest.mark.parametrize('stop', ['SIGINT','SIGTERM'])
@@ -289,7 +289,7 @@ def test_the_command_refuses_in_a_sentence(tmp_path, monkeypatch, capsys):
         s.bind(('127.0.0.1',0))
         s.listen()
         port = s.getsockname()[1]
-        for args,word in ((['--port',port],'is taken'), (['--port',99999],'65535'), (['--host','192.0.2.1'],'no address'), (['--model',tmp_path/'none.pth'],'none.pth'), (['--model',tmp_path/'text.pth'],'no checkpoint')):
+        for args,word in ((['--port',port],'is taken'), (['--port',99999],'65535'), (['--host','192.0.2.1'],'no address'), (['--model',tmp_path/'none.pth'],'none.pth'), (['--model',tmp_path/'text.pth'],'not a checkpoint')):
             assert main(list(map(str, args)))==1
             got = capsys.readouterr()
             assert got.out=='' and got.err.startswith('mnist_app: ') and got.err.count('\n')==1 and word in got.err, got.err
@@ -342,11 +342,11 @@ def test_space_files_leaves_what_is_not_its_own(tmp_path):
 def test_space_files_are_whole_or_not_there(tmp_path, monkeypatch):
     import mnist_fastai.app as app
     (tmp_path/'b').write_bytes(b'old')
-    real = app.write_whole
+    real = app.atomic_write
     def full(path, content):
         if content==b'c': raise OSError(28, 'No space left on device')
         return real(path, content)
-    monkeypatch.setattr(app, 'write_whole', full)
+    monkeypatch.setattr(app, 'atomic_write', full)
     with pytest.raises(OSError): _write_all({tmp_path/o: o.encode() for o in 'abc'}, True)
     assert {o.name: o.read_bytes() for o in tmp_path.iterdir()}=={'b': b'old'}
 

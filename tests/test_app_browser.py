@@ -1,6 +1,6 @@
 """The page as its user meets it: the server is started by its command, and a browser without a head draws with the mouse and with a finger.
 
-Every request that would leave this machine is blocked and noted. To take the pictures of lesson 10 anew:
+Every request that would leave this machine is blocked and noted. To take the pictures of lesson 18 anew:
 MNIST_FASTAI_SHOTS=nbs/images pytest tests/test_app_browser.py"""
 import base64, io, os, re, shutil, statistics, subprocess, sys, time
 from contextlib import contextmanager
@@ -273,7 +273,7 @@ def test_it_can_be_used_from_the_keyboard(opened):
     assert all(names) and p.page.title()=='Handwritten digits' and p.page.locator('h1').count()==1
 
 def test_the_sketchpad_of_the_plain_way(browser, tmp_path, monkeypatch):
-    "What lesson 10 says of it: it ignores the mouse until its brush is clicked, and leaves files of the drawing"
+    "What lesson 18 says of it: it ignores the mouse until its brush is clicked, and leaves files of the drawing"
     import gradio as gr
     if not gr.__version__.startswith('6.31'): pytest.skip(f'measured with Gradio 6.31, not with {gr.__version__}')
     monkeypatch.setenv('GRADIO_TEMP_DIR', str(tmp_path))

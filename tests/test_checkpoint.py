@@ -14,9 +14,12 @@ from torch import nn
 
 import mnist_fastai
 from conftest import repo, unprivileged
-from mnist_fastai.checkpoint import CheckpointError, load_network, save_network, versions, write_whole
-from mnist_fastai.data import Mnist, digit_dls
-from mnist_fastai.models import ImprovedNetwork, Network
+from mnist_fastai.checkpoint import CheckpointError, load_network, save_network
+from mnist_fastai.core import versions, atomic_write
+from mnist_fastai.data import DataInfo, Mnist
+from mnist_fastai.loaders import digit_dls
+from mnist_fastai.improvement import ImprovedNetwork
+from mnist_fastai.models import Network
 from mnist_fastai.training import Recipe, digit_learner, evaluate, train
 
 posix = pytest.mark.skipif(os.name!='posix', reason='needs POSIX')
@@ -92,7 +95,7 @@ def test_round_trip(learns, few, path, name):
     assert same(net, learn.model) and not any(o.training for o in net.modules())
     assert torch.equal(logits(net, few), logits(learn.model, few))
     assert {s: evaluate(net, s, learn.dls) for s in scores}==scores
-    assert net.trained_on=={'sample'} and all(o.requires_grad for o in net.parameters())
+    assert net.train_sources==('sample',) and all(o.requires_grad for o in net.parameters())
     assert all(getattr(net, k)==getattr(learn.model, k) for k in ('sizes','p','bn') if hasattr(net, k))
 
 def test_the_card_says_everything(learns, path):
@@ -123,21 +126,21 @@ def test_one_run_one_file(few, tmp_path, name):
 
 def test_trained_on_is_kept(good, path, few):
     net = load_network(doctor(good, path, source=['mnist']))
-    assert net.trained_on=={'mnist'}
+    assert net.train_sources==('mnist',)
     for s in ('train','valid','test'):
-        with pytest.raises(ValueError, match='trained on MNIST'): evaluate(net, s, digit_dls(few))
+        with pytest.raises(ValueError, match='trained on mnist'): evaluate(net, s, digit_dls(few))
 
 def test_a_network_of_mnist_is_not_scored_on_the_sample(full, sample, path):
     few = Mnist(*(full[s].subset(slice(300)) for s in ('train','valid','test')), 'mnist')
     net = load_network(save_network(train(RECIPES['small'], few, quiet=True), path))
     assert evaluate(net, 'test', digit_dls(few))['source']=='mnist'
-    with pytest.raises(ValueError, match='trained on MNIST'): evaluate(net, 'test', digit_dls(sample))
+    with pytest.raises(ValueError, match='trained on mnist'): evaluate(net, 'test', digit_dls(sample))
 
 def test_weights_keep_no_hold_on_more(learns, path, few):
     "A parameter that is a slice of something larger is saved without the rest"
     learn = digit_learner(digit_dls(few), Network((784,10)))
     learn.model.layers[0].weight.data = torch.randn(10_000, 784)[:10]
-    learn.model.trained_on.add('sample')
+    learn.model.train_sources,learn.model.data_info = ('sample',),DataInfo()
     assert save_network(learn, path).stat().st_size < 60_000
     assert same(load_network(path), learn.model)
 
@@ -155,16 +158,16 @@ class Own(ImprovedNetwork): pass
 def test_what_save_network_refuses(learns, few, path):
     path.write_bytes(b'before')
     dls = digit_dls(few)
-    for model,why in (Own(),'not Own'), (nn.Linear(784, 10),'not Linear'), (Network(),'fit it'):
+    for model,why in (Own(),'Own is not a registered'), (nn.Linear(784, 10),'Linear is not a registered'), (Network(),'fit it'):
         with pytest.raises(ValueError, match=why): save_network(digit_learner(dls, model), path)
     net = Network((784,10))
-    net.trained_on.add('sample')
+    net.train_sources = ('sample',)
     with pytest.raises(ValueError, match='fit it'): save_network(Learner(dls, net, loss_func=nn.CrossEntropyLoss()), path)
     for bad in float('nan'),float('inf'):
         net = Network((784,10))
-        net.trained_on.add('sample')
+        net.train_sources,net.data_info = ('sample',),DataInfo()
         net.layers[0].bias.data[3] = bad
-        with pytest.raises(ValueError, match='no longer numbers'): save_network(digit_learner(dls, net), path)
+        with pytest.raises(ValueError, match='not finite'): save_network(digit_learner(dls, net), path)
     for bad in dict(a=object()),dict(a=Path()),dict(a=torch.zeros(2)),{(1,2):3},[1,2],5,dict(a={1,2}):
         with pytest.raises(ValueError, match='metrics must be'): save_network(learns['small'], path, bad)
     with pytest.raises(ValueError, match='save fewer'): save_network(learns['small'], path, dict(a=[.123]*2000))
@@ -192,7 +195,7 @@ def test_empty_and_text(path):
     refuse(path, 'is empty')
     for o in b'The weights are elsewhere.', b'<!DOCTYPE html><html></html>', b'version https://git-lfs.github.com/spec/v1', b'\x93NUMPY\x01\x00', b'P', b'\0'*5000:
         path.write_bytes(o)
-        refuse(path, 'truncated' if o==b'P' else 'is no checkpoint')
+        refuse(path, 'truncated' if o==b'P' else 'is not a checkpoint')
 
 def test_truncated_at_every_length(good, path):
     whole = good.read_bytes()
@@ -277,7 +280,7 @@ def test_a_strangers_code_does_not_run(tmp_path, path, good):
     why = 'was not opened'
     for p in range(6):
         path.write_bytes(pickle.dumps(s, p))
-        refuse(path, why if p>1 else 'is no checkpoint')
+        refuse(path, why if p>1 else 'is not a checkpoint')
     for o in s, [s], dict(card=s, state_dict={}), {**ck, 'more': s}, dict(card=ck['card'], state_dict={**ck['state_dict'], 'layers.0.bias': s}), OrderedDict(a=s):
         torch.save(o, path)
         refuse(path, why)
@@ -299,7 +302,7 @@ def test_archives_that_are_something_else_too(tmp_path, path, good):
             info.size = len(b)
             t.addfile(info, io.BytesIO(b))
     tar = path.read_bytes()
-    for content,why in (tar,'is no checkpoint'), (tar+tail,'is no checkpoint'), (pickle.dumps(s, 2)+tail,'was not opened'):
+    for content,why in (tar,'is not a checkpoint'), (tar+tail,'is not a checkpoint'), (pickle.dumps(s, 2)+tail,'was not opened'):
         path.write_bytes(content)
         refuse(path, why)
     assert zipfile.is_zipfile(path) and not s.mark.exists()
@@ -330,7 +333,7 @@ def test_packed_data(path, good):
     for name in 'archive/data/0','archive/more':
         zip_of(path, {**members(good), name: bytes(300_000_000)}, zipfile.ZIP_DEFLATED)
         assert path.stat().st_size<1_000_000
-        refuse(path, 'packed')
+        refuse(path, 'compressed')
 
 def test_a_member_that_claims_to_be_larger(path, good):
     whole = bytearray(good.read_bytes())
@@ -338,7 +341,7 @@ def test_a_member_that_claims_to_be_larger(path, good):
     for size in len(whole)+1, 2**31:
         whole[i+20:i+28] = struct.pack('<II', size, size)
         path.write_bytes(whole)
-        refuse(path, 'packed')
+        refuse(path, 'compressed')
 
 def test_a_storage_that_claims_to_be_larger(path, good):
     "Reading past the member's end would show the process's memory"
@@ -353,7 +356,7 @@ def test_enormous_sizes_cost_nothing(path, good):
 
 def test_overlapping_and_repeated_numbers(path, few, good):
     learn = digit_learner(digit_dls(few), Network((784,512,512,512,10)))
-    learn.model.trained_on.add('sample')
+    learn.model.train_sources,learn.model.data_info = ('sample',),DataInfo()
     big = save_network(learn, path.with_name('big.pth'))
     w = torch.randn(512,512)
     refuse(doctor(big, path, {f'layers.{i}.weight': w for i in (1,2)}), 'overlap') # one storage for two
@@ -385,7 +388,7 @@ def test_weights_that_are_no_numbers(path, good):
         for bad in float('nan'), float('inf'), -float('inf'):
             w = v.clone()
             w.view(-1)[-1] = bad
-            refuse(doctor(good, path, {k: w}), 'are no numbers')
+            refuse(doctor(good, path, {k: w}), 'not finite')
 
 def test_weights_that_carry_attributes(path, good):
     "A tensor in a file may bring attributes of its own that hide its methods"
@@ -401,10 +404,26 @@ def test_another_architecture(learns, path, good):
     for kw in (dict(sizes=[784]), dict(sizes=None), dict(p=2), dict(p='x'), dict(nothing=1), dict(sizes=[784,-1,10]), dict(sizes='x'*8000), {'':1}):
         refuse(doctor(good, path, kwargs=kw), 'cannot be built')
 
-def test_another_normalization(path, good):
-    for o in [0,1], [.1307,.3082], [.1307], ['x'*5000], [None,None]: refuse(doctor(good, path, normalization=o), 'normalized')
+def test_another_normalization(path, good, few):
+    for o in [.1307], [.1307,0], [.1307,-1], [float('nan'),1], ['x'*5000], [None,None], []:
+        refuse(doctor(good, path, normalization=o), 'normalization')
+    net = load_network(doctor(good, path, normalization=[.5,.25])) # made for other data: it opens, and is not measured on ours
+    assert net.data_info==DataInfo(.5, .25)
+    with pytest.raises(ValueError, match='mean 0.5, and these digits have 0.1307; std 0.25'): evaluate(net, 'valid', digit_dls(few))
 
-CARD = 'format arch kwargs normalization source seed epochs recipe metrics versions device threads'.split()
+def test_formats(path, good, few):
+    "1 and 2 are read, and a newer one says that it is newer"
+    ck = torch.load(good, weights_only=True)
+    card = json.loads(ck['card'])
+    assert card['format']=='mnist_fastai 2' and (card['classes'],card['size'])==(list('0123456789'),[28,28])
+    old = {k: v for k,v in card.items() if k not in ('classes','size')} | dict(format='mnist_fastai 1')
+    torch.save({**ck, 'card': json.dumps(old)}, path)
+    net = load_network(path)
+    assert same(net, load_network(good)) and net.data_info==DataInfo() and evaluate(net, 'valid', digit_dls(few))['n']==200
+    for o in 'mnist_fastai 3', 'mnist_fastai 12': refuse(doctor(good, path, format=o), 'newer than this library', 'update')
+    for o in 'mnist_fastai', 'mnist_fastai x', 'other 2', '2': refuse(doctor(good, path, format=o), 'not made by save_network')
+
+CARD = 'format arch kwargs normalization classes size source seed epochs recipe metrics versions device threads'.split()
 
 def nested(n):
     o = []
@@ -423,12 +442,12 @@ def test_a_card_of_wrong_types(path, good, key):
     card = json.loads(ck['card'])
     del card[key]
     torch.save({**ck, 'card': json.dumps(card)}, path)
-    refuse(path, 'not made by save_network' if key=='format' else f'does not say its {key}')
+    refuse(path, 'not made by save_network' if key=='format' else f'no valid {key}')
 
 def test_what_is_no_card(path, good):
     ck = torch.load(good, weights_only=True)
     deep = '['*5000 + ']'*4000
-    for card in None, 5, [], {}, json.loads(ck['card']), b'x', '', 'text', '5', '[]', 'null', '{', deep, '['*4000+']'*4000, '{"format": "mnist_fastai 2"}', ck['card']+' '*10**6, torch.zeros(2):
+    for card in None, 5, [], {}, json.loads(ck['card']), b'x', '', 'text', '5', '[]', 'null', '{', deep, '['*4000+']'*4000, '{"format": "mnist_fastai 1"}', '{"format": "mnist_fastai 2"}', ck['card']+' '*10**6, torch.zeros(2):
         torch.save({**ck, 'card': card}, path)
         refuse(path)
     for o in None, 5, [], {}, ck['state_dict'], [ck], torch.zeros(3), dict(card=ck['card']), dict(state_dict=ck['state_dict']), {**ck,'state_dict':[]}, {**ck,'state_dict':None}, {'card':5,5:6}:
@@ -450,48 +469,48 @@ def full_disk(n):
 
 def test_write_whole(tmp_path):
     p = tmp_path/'a'/'b'/'x.bin'
-    assert write_whole(p, b'one')==p and p.read_bytes()==b'one'
-    assert write_whole(str(p), b'two')==p and p.read_bytes()==b'two'
-    assert write_whole(p, b'').read_bytes()==b'' and [o.name for o in p.parent.iterdir()]==['x.bin']
+    assert atomic_write(p, b'one')==p and p.read_bytes()==b'one'
+    assert atomic_write(str(p), b'two')==p and p.read_bytes()==b'two'
+    assert atomic_write(p, b'').read_bytes()==b'' and [o.name for o in p.parent.iterdir()]==['x.bin']
     if os.name=='posix': assert p.stat().st_mode & 0o777==0o644
     long = tmp_path/('x'*250)
-    assert write_whole(long, b'1').read_bytes()==b'1'
+    assert atomic_write(long, b'1').read_bytes()==b'1'
 
 def test_write_whole_of_no_bytes(tmp_path):
-    p = write_whole(tmp_path/'x.bin', b'one')
+    p = atomic_write(tmp_path/'x.bin', b'one')
     for o in 'text', None, 5:
-        with pytest.raises(TypeError): write_whole(p, o)
+        with pytest.raises(TypeError): atomic_write(p, o)
     assert p.read_bytes()==b'one' and list(tmp_path.iterdir())==[p]
 
 def test_write_whole_over_a_folder(tmp_path):
     (tmp_path/'x').mkdir()
     (tmp_path/'f').write_text('a file')
-    with pytest.raises(OSError): write_whole(tmp_path/'x', b'one')
-    with pytest.raises(OSError): write_whole(tmp_path/'f'/'x', b'one')
+    with pytest.raises(OSError): atomic_write(tmp_path/'x', b'one')
+    with pytest.raises(OSError): atomic_write(tmp_path/'f'/'x', b'one')
     assert sorted(o.name for o in tmp_path.iterdir())==['f','x'] and not list((tmp_path/'x').iterdir())
 
 @posix
 def test_a_disk_that_is_full(tmp_path):
-    p = write_whole(tmp_path/'x.bin', b'before')
+    p = atomic_write(tmp_path/'x.bin', b'before')
     with full_disk(100_000):
-        with pytest.raises(OSError, match='File too large'): write_whole(p, bytes(3_000_000))
+        with pytest.raises(OSError, match='File too large'): atomic_write(p, bytes(3_000_000))
     assert p.read_bytes()==b'before' and list(tmp_path.iterdir())==[p]
 
 @posix
 def test_a_folder_that_is_read_only():
     with tempfile.TemporaryDirectory() as d:
-        p = write_whole(Path(d)/'x.bin', b'before')
+        p = atomic_write(Path(d)/'x.bin', b'before')
         os.chmod(d, 0o555)
         with unprivileged():
-            with pytest.raises(PermissionError): write_whole(p, b'after')
+            with pytest.raises(PermissionError): atomic_write(p, b'after')
         assert p.read_bytes()==b'before' and list(Path(d).iterdir())==[p]
         os.chmod(d, 0o755)
 
 def test_whoever_looks_finds_a_whole_file(tmp_path):
     p,contents,done = tmp_path/'x.bin',[bytes([i])*200_000 for i in (1,2)],threading.Event()
-    write_whole(p, contents[0])
+    atomic_write(p, contents[0])
     def write():
-        for i in range(60): write_whole(p, contents[i%2])
+        for i in range(60): atomic_write(p, contents[i%2])
         done.set()
     t = threading.Thread(target=write)
     t.start()
@@ -507,7 +526,7 @@ def test_the_committed_networks(name, full):
     path = repo/'models'/f'{name}.pth'
     if not path.exists(): pytest.skip(f'models/{path.name} is not there')
     net,dls = load_network(path),digit_dls(full)
-    assert type(net).__name__==name and net.trained_on=={'mnist'} and net.card['recipe']['arch']==name
+    assert type(net).__name__==name and net.train_sources==('mnist',) and net.card['recipe']['arch']==name
     for split in 'valid','test':
         got = evaluate(net, split, dls)
         assert abs(got['accuracy']-net.card['metrics'][f'{split}_accuracy'])*got['n'] < 2.5, 'more than two digits apart'

@@ -16,11 +16,13 @@ def runs(arm, accs, **more): return [dict(arm=arm, seed=i, valid_accuracy=o, val
 def copy(tmp_path):
     "A copy of the texts, the results and the tool, with an experiment of three arms"
     root = tmp_path/'copy'
-    for o in [*TEXTS, 'models/results.json', *(f'models/{k}.pth' for k in ('Network','ImprovedNetwork')), *(f'results/{o.name}' for o in (repo/'results').glob('*.json')), 'benchmarks/accuracy.json', 'benchmarks/reader.json', 'benchmarks/predict.json', 'tools/claims.py', 'tools/claims_allowed.txt']:
+    for o in [*TEXTS, 'models/results.json', *(f'models/{k}.pth' for k in ('Network','ImprovedNetwork')), *(f'results/{o.name}' for o in (repo/'results').glob('*.json')), 'benchmarks/accuracy.json', 'benchmarks/reader.json', 'benchmarks/predict.json', 'tools/claims.py']:
         (root/o).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(repo/o, root/o)
     (root/'nbs').mkdir()
-    for o in (repo/'nbs').glob('*.ipynb'): shutil.copy(o, root/'nbs')
+    for o in (repo/'nbs').rglob('*.ipynb'):
+        (root/o.relative_to(repo)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(o, root/o.relative_to(repo))
     exp = dict(format='mnist_fastai experiment 1', name='x', versions=dict(torch='2.15.0'), runs=runs('none@5', [.980,.982,.981,.983]) + runs('both@5', [.984,.985,.985,.986]) + runs('drop@5', [.981,.981,.982,.982]))
     (root/'results').mkdir(exist_ok=True)
     (root/'results'/'x.json').write_text(json.dumps(exp))
@@ -78,14 +80,14 @@ def test_a_figure_in_the_file(copy):
     assert '>81.4 %<' in (copy/'README.md').read_text(encoding='utf-8')
 
 def test_a_figure_in_a_notebook(copy):
-    p = copy/'nbs'/'05_improvement.ipynb'
+    p = copy/'nbs'/'07_improvement.ipynb'
     nb = json.loads(p.read_text(encoding='utf-8'))
-    i, = [i for i,c in enumerate(nb['cells']) if ''.join(c['source']).startswith('What has been measured')]
+    i = next(i for i,c in enumerate(nb['cells']) if i and c['cell_type']=='markdown' and len(c['source'])>1)
     nb['cells'][i]['source'].insert(1, 'It is\n')
     nb['cells'][i]['source'].insert(2, f'so: {FIGURE.replace("98.50", "1.0")}\n')
     def write(): p.write_text(json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + '\n', encoding='utf-8')
     write()
-    told(copy, f'nbs/05_improvement.ipynb, cell {i}: "1.0 %" should be "98.50 %"', fix=True)
+    told(copy, f'nbs/07_improvement.ipynb, cell {i}: "1.0 %" should be "98.50 %"', fix=True)
     nb['cells'][i]['source'][2] = f'so: {FIGURE}\n'
     filled = p.read_bytes()
     write()
@@ -138,17 +140,6 @@ def test_the_last_look_at_a_file(copy):
 
 # --- comparisons
 
-def test_the_interval_is_that_of_the_library():
-    "The tool works its interval out alone, so that a check takes no seconds to import; it must be that of `compare`"
-    from mnist_fastai.experiments import read_results
-    from mnist_fastai.improvement import compare
-    spec = importlib.util.spec_from_file_location('claims', repo/'tools'/'claims.py')
-    mod = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(mod)
-    for a,b,metric in (('both','neither','valid_accuracy'), ('neither','dropout','valid_loss')):
-        ours,theirs = mod.paired('results/epochs5.json', a, b, metric),compare(read_results(repo/'results'/'epochs5.json'), [(a,b)], metric).iloc[0]
-        for k in ('n','difference','low','high','p'): assert ours[k]==pytest.approx(theirs[k], rel=1e-9, abs=1e-15), k
-
 @pytest.mark.parametrize('args,word,parts', [('drop@5 > none@5 valid_accuracy','better',('"better" does not hold: over 4 seeds','crosses zero')), ('both@5 < none@5 valid_accuracy','worse',('lies wholly above zero',)),
     ('both@5 ~ none@5 valid_loss','no different',('lies wholly below zero',)), ('both@5 < none@5 valid_loss','worse',('says the opposite',)), ('both@5 > none@5 valid_accuracy','lower',('says the opposite',)),
     ('both@5 = none@5 valid_loss','equal',("'=' is no comparison",)), ('both@5 > x valid_accuracy','better',("no runs of 'x'",)), ('both@5 none@5 valid_accuracy','better',('is not FILE',))])
@@ -185,7 +176,7 @@ def test_a_seed_that_is_there_twice_and_seeds_that_are_not_shared(copy):
     add(copy, BETTER)
     told(copy, "has the seed 0 of 'none@5' twice")
     add(copy, '<!--? results/x.json both@5 > alone valid_accuracy -->better<!--/-->')
-    assert any('share 0 seeds' in o for o in tool(copy, '--check')[1])
+    assert any("0 seeds in common" in o for o in tool(copy, "--check")[1])
 
 # --- markers
 
@@ -205,40 +196,7 @@ def test_markers_in_code_are_code(copy):
     add(copy, f'`{FIGURE[:20]}`\n\n```\n{BETTER} <!--= x\n```\n')
     assert tool(copy, '--check')==(0, [])
 
-# --- comparatives
 
-@pytest.mark.parametrize('text', ['better', 'Worse', 'faster', 'more accurate', 'a network that outperforms', 'of a network whose loss is lower', '99.12 %', f'{BETTER} and faster'])
-def test_a_comparative_without_a_marker(copy, text):
-    add(copy, text)
-    told(copy, 'README.md: ', 'has no marker in "Over seeds, this is ')
-
-@pytest.mark.parametrize('text', ['as a mountain is higher, too', '`better`', 'right?\n\nIs it better?', 'so\n\n## Questions\n\n1. Say which is better.\n\n## Things to try\n\n- A faster network.\n\nA better one.',
-    'so\n```\nbetter\n```\n', 'improved, a best one', FIGURE, BETTER])
-def test_what_is_no_claim(copy, text):
-    add(copy, text)
-    assert tool(copy, '--check')==(0, [])
-
-def test_questions_end_at_the_next_heading(copy):
-    add(copy, 'so\n\n## Questions\n\n1. Say which is better.\n\n## Where to go on\n\nThe second is better')
-    told(copy, 'README.md: "better" has no marker in "The second is better here."')
-
-def test_a_comparative_in_a_notebook(copy):
-    p = copy/'nbs'/'MNIST_Handwritten_Digits.ipynb'
-    nb = json.loads(p.read_text(encoding='utf-8'))
-    assert nb['cells'][5]['cell_type']=='markdown'
-    nb['cells'][5]['source'].append('\nIt is faster.')
-    p.write_text(json.dumps(nb), encoding='utf-8')
-    told(copy, 'nbs/MNIST_Handwritten_Digits.ipynb, cell ', 'has no marker')
-
-@pytest.mark.parametrize('line,parts', [('README.md: one that is not there  # a reason', 'allows nothing in README.md any more'), ('README.md: here is no reason', 'is not PATH: a piece'), ('README.md: nor here #', 'is not PATH')])
-def test_allowances_that_are_dead_or_give_no_reason(copy, line, parts):
-    with (copy/'tools'/'claims_allowed.txt').open('a') as f: f.write(line + '\n')
-    told(copy, 'tools/claims_allowed.txt: ', parts)
-
-def test_an_allowance(copy):
-    add(copy, 'better')
-    with (copy/'tools'/'claims_allowed.txt').open('a') as f: f.write('README.md: this is better here  # a test\n')
-    assert tool(copy, '--check')==(0, [])
 
 # --- files
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import repo, run_python, unprivileged
+from conftest import ctrl_c, repo, run_python, unprivileged
 from test_checkpoint import full_disk
 from mnist_fastai.checkpoint import load_network, save_network
 from mnist_fastai.cli import _parser, main
-from mnist_fastai.data import digit_dls
+from mnist_fastai.loaders import digit_dls
 from mnist_fastai.improvement import recipes
 from mnist_fastai.models import count_parameters
 from mnist_fastai.training import evaluate
@@ -97,7 +97,7 @@ def test_results(both):
 def test_the_saved_networks(both, sample):
     for name in NAMES:
         net = load_network(both[1]/f'{name}.pth')
-        assert type(net).__name__==name and net.trained_on=={'sample'} and net.card['epochs']==2
+        assert type(net).__name__==name and net.train_sources==('sample',) and net.card['epochs']==2
         assert set(net.card['metrics'])=={'valid_loss','valid_accuracy','test_loss','test_accuracy'}
         for s in 'valid','test':
             got = evaluate(net, s, digit_dls(sample))
@@ -122,7 +122,7 @@ def test_options_arrive(run, tmp_path, both):
 def test_on_mnist(run, warm, tmp_path):
     code,out,err = run('--networks', 'Network', '--epochs', 1, '--batch-size', 2000, '--root', warm)
     assert code==0 and out[0].startswith('Data: MNIST, every file verified (50,000 digits') and not any('sample' in o for o in out)
-    assert json.loads((tmp_path/'out'/'results.json').read_text())['source']=='mnist' and load_network(tmp_path/'out'/'Network.pth').trained_on=={'mnist'}
+    assert json.loads((tmp_path/'out'/'results.json').read_text())['source']=='mnist' and load_network(tmp_path/'out'/'Network.pth').train_sources==('mnist',)
 
 # --- where the data come from
 
@@ -152,14 +152,20 @@ def test_no_data(run, tmp_path):
 # --- what cannot be done
 
 @pytest.mark.parametrize('args', ['--epochs 0', '--epochs -1', '--epochs abc', '--epochs 1.5', '--epochs nan', '--lr 0', '--lr -1', '--lr nan', '--lr inf', '--lr x',
-                                  '--batch-size 0', '--batch-size -5', '--batch-size 2.5', '--seed -1', '--seed 4294967296', '--seed x', '--networks Net',
-                                  '--networks', '--networks Network Other', '--nothing 3', 'word', '--epochs'])
+                                  '--batch-size 0', '--batch-size -5', '--batch-size 2.5', '--seed -1', '--seed 4294967296', '--seed x',
+                                  '--networks', '--nothing 3', 'word', '--epochs'])
 def test_bad_values(run, args, tmp_path):
     code,out,err = run(*args.split())
     option = args.split()[0] if args!='word' else 'word'
     assert code==2 and out==[] and err[0].startswith('usage: mnist_train') and err[-1].startswith('mnist_train: error: ') and option in err[-1], err
     assert not any('Traceback' in o for o in err) and not (tmp_path/'out').exists()
     if args.split()[-1] in ('0','-1','abc','nan','x'): assert f'{args.split()[-1]!r} is not a ' in err[-1]
+
+@pytest.mark.parametrize('names_', [['Net'], ['Network','Other']])
+def test_a_recipe_that_is_none(run, names_, tmp_path):
+    code,out,err = run('--networks', *names_, '--sample')
+    told(code, err, f'There is no recipe {names_[-1]!r}', 'use one of', 'Network', 'ImprovedNetwork')
+    assert out==[] and not (tmp_path/'out').exists()
 
 def test_bad_values_as_a_process():
     r = command('--epochs', 'abc')
@@ -220,12 +226,12 @@ def test_a_disk_that_is_full(run, tmp_path):
 def test_stopped(tmp_path, during, finished):
     for o in FILES: (tmp_path/o).write_text('from before')
     p = subprocess.Popen([*CLI, '--sample', '--epochs', '12', '--batch-size', '4000', '--out', str(tmp_path)], env=clean_env(), text=True,
-                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, **ctrl_c)
     begun,lines = False,[]
     for line in p.stdout: # until the second epoch of `during` is told
         lines.append(line)
         begun |= line.startswith(f'{during}:')
-        if begun and line.split()[:1]==['1']: break
+        if begun and line.split()[:1]==['2']: break
     p.send_signal(signal.SIGINT)
     out,err = p.communicate(timeout=60)
     assert p.returncode==130 and 'Traceback' not in err, err

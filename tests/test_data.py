@@ -12,8 +12,9 @@ from torchvision import transforms
 from torchvision.datasets import MNIST
 
 from fastai.basics import Category, TensorCategory, TensorImageBW, L
-from mnist_fastai.data import (DataError, DigitDataLoaders, DigitDL, Digits, Mnist, Unreachable, check_split, digit_dls, load_mnist, mnist_mean,
-                               mnist_splits, mnist_std, split_train_valid, to_images, to_labels)
+from mnist_fastai.files import DataError, Unreachable
+from mnist_fastai.loaders import DigitDataLoaders, DigitDL, digit_dls
+from mnist_fastai.data import Digits, Mnist, check_split, load_mnist, mnist_mean, mnist_splits, mnist_std, split_train_valid, to_images, to_labels
 
 def plain(t): return t.as_subclass(torch.Tensor)
 def counts(t, n=10): return plain(t).bincount(minlength=n).tolist()
@@ -271,14 +272,15 @@ def test_show(sample):
     assert Digits(x8).show(Digits(x8)[0]) is not None
 
 def test_vocab_gives_ten_classes(sample):
-    assert list(Digits.vocab)==[str(i) for i in range(10)] and Digits.vocab.o2i['7']==7 and Digits.c==10 and digit_dls(sample).c==10
+    ds = sample.train
+    assert list(ds.vocab)==[str(i) for i in range(10)] and ds.vocab.o2i['7']==7 and ds.c==10 and digit_dls(sample).c==10
 
 def test_set_split_idx_is_put_back(sample):
     ds = sample.valid
     with pytest.raises(KeyError), ds.set_split_idx(0):
         assert ds.split_idx==0
         raise KeyError
-    assert ds.split_idx is None
+    assert ds.split_idx==1
 
 # --- loaders
 
@@ -357,7 +359,7 @@ def test_device(sample):
 
 @pytest.mark.parametrize('bs', [0, -1, 2.5, True, '64', None, 64.0, [64], tensor(64)], ids=repr)
 def test_bad_batch_sizes(bs, sample):
-    told = re.escape(f'The batch size must be a whole number from 1 up, not {bs!r}.')
+    told = re.escape(f'The batch size must be a positive integer, not {bs!r}.')
     with pytest.raises(ValueError, match=told): digit_dls(sample, bs=bs)
     with pytest.raises(ValueError, match=told): digit_dls(sample, valid_bs=bs)
     with pytest.raises(ValueError, match=told): DigitDL(sample.train, bs=bs)

@@ -1,18 +1,14 @@
-"Grids of runs: that none is lost, repeated or mistaken for another; and the statistics made of them"
+"Grids of runs: that none is lost, repeated or mistaken for another"
 import itertools, json, os, signal, subprocess, sys, time
 from dataclasses import replace
-from math import comb
 from pathlib import Path
 
 import numpy as np, pytest, torch
-from hypothesis import given, settings, strategies as st
-from scipy import stats
 
 import mnist_fastai.experiments as ex
-from conftest import repo
+from conftest import ctrl_c, repo
 from mnist_fastai.data import Mnist
-from mnist_fastai.experiments import circumstances, differences, fingerprint, four_arms, grids, read_results, rerun, run_experiment, run_once
-from mnist_fastai.improvement import compare, mcnemar, paired, plot_compare
+from mnist_fastai.experiments import environment, environment_diff, fingerprint, ablation, grids, read_results, reproduce, run_experiment, run_once
 from mnist_fastai.training import Recipe, evaluate, train
 
 tiny = Recipe('ImprovedNetwork', dict(sizes=(784,16,10)), epochs=2, bs=100)
@@ -70,9 +66,9 @@ def test_a_grid(made, few):
     path,runs = made
     assert [(o['arm'],o['seed']) for o in runs]==[('a',1),('b',1),('a',2),('b',2)]
     assert sorted(read_results(path), key=lambda o: (o['seed'],o['arm']))==runs
-    here = json.loads(json.dumps(circumstances(few)))
+    here = json.loads(json.dumps(environment(few)))
     for o in runs:
-        assert {k: o[k] for k in here}==here and o['threads']==1 and differences(o, arms[o['arm']], here)==[]
+        assert {k: o[k] for k in here}==here and o['threads']==1 and environment_diff(o, arms[o['arm']], here)==[]
         assert Recipe(**o['recipe'])==replace(arms[o['arm']], kwargs=dict(sizes=[784,16,10]))
     assert sorted(os.listdir(path.parent))==['.ab.json.lock','ab.json'] # nothing half-written
 
@@ -101,10 +97,10 @@ def test_only_what_is_missing_is_made(copy, few, made, capsys):
     (dict(versions='torch'), 'torch .* there, 9.9 here'), (dict(versions='mnist_fastai'), 'mnist_fastai .* there, 9.9 here'), (dict(digits='0'*16), 'digits .* there, 0000000000000000 here'),
     (dict(capability='NONE'), 'capability .* there, NONE here'), (dict(threads=7), 'threads 1 there, 7 here'), (dict(device='cuda'), 'device cpu there, cuda here')], ids=str)
 def test_what_was_made_otherwise_is_not_used_in_silence(copy, few, made, no_process, monkeypatch, change, said):
-    here = circumstances(few)
+    here = environment(few)
     if 'versions' in change: here['versions'] = here['versions'] | {change['versions']: '9.9'}
     here |= {k: v for k,v in change.items() if k in ('digits','capability','threads','device')}
-    monkeypatch.setattr(ex, 'circumstances', lambda data, device='cpu': here)
+    monkeypatch.setattr(ex, 'environment', lambda data, device='cpu': here)
     now,before = {k: replace(v, **change.get('recipe', {})) for k,v in arms.items()},copy.read_bytes()
     with pytest.raises(ValueError, match=said): run_experiment(now, [1,2], copy, few)
     assert copy.read_bytes()==before
@@ -169,7 +165,7 @@ def alive(pid):
 def test_killed_in_the_middle_and_gone_on_with(tmp_path, few, how):
     path,program = tmp_path/'ab.json',tmp_path/'grid.py'
     program.write_text(script)
-    p = subprocess.Popen([sys.executable, str(program), str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | dict(PYTHONPATH=str(repo)))
+    p = subprocess.Popen([sys.executable, str(program), str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | dict(PYTHONPATH=str(repo)), **ctrl_c)
     for line in p.stdout:
         if '1 of 4' in line: break
     time.sleep(.5)
@@ -188,7 +184,7 @@ def test_killed_in_the_middle_and_gone_on_with(tmp_path, few, how):
     runs = run_experiment(plan, [1,2], path, few, quiet=True)
     assert all(o in runs for o in finished) and len(runs)==len(read_results(path))==4 # `seconds` too: they were not made again
 
-def _die(recipe, seed, device): os._exit(9)
+def _die(module, recipe, seed, device): os._exit(9)
 
 def test_a_process_that_dies(tmp_path, few, monkeypatch):
     monkeypatch.setattr(ex, '_one', _die)
@@ -198,22 +194,22 @@ def test_a_process_that_dies(tmp_path, few, monkeypatch):
 def test_a_disk_that_is_full_loses_no_finished_run(copy, few, made, monkeypatch):
     before = copy.read_bytes()
     def full(path, content): raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(ex, 'write_whole', full)
+    monkeypatch.setattr(ex, 'atomic_write', full)
     with pytest.raises(OSError, match='No space left'): run_experiment(arms, [1,2,3], copy, few, quiet=True)
     assert copy.read_bytes()==before and sorted(os.listdir(copy.parent))==['.ab.json.lock','ab.json']
 
 def test_four_arms():
-    a = four_arms(p=.3, epochs=3, lr=.01)
+    a = ablation(p=.3, epochs=3, lr=.01)
     assert list(a)==['neither','batchnorm','dropout','both'] and {o.epochs for o in a.values()}=={3} and {o.lr for o in a.values()}=={.01}
     assert [(o.kwargs['p'],o.kwargs['bn']) for o in a.values()]==[(0,False),(0,True),(.3,False),(.3,True)]
 
 def test_rerun(made, few, monkeypatch):
-    table,said = rerun(made[1], ['a'], [1,2], few, quiet=True)
-    assert table.equal.all() and (table.then==table.now).all() and said=='made under the same circumstances: equal to the bit'
+    table,said = reproduce(made[1], ['a'], [1,2], few, quiet=True)
+    assert table.equal.all() and (table.then==table.now).all() and said=='made in the same environment: equal, bit for bit'
     forged = [dict(o, valid_accuracy=.99) for o in made[1]]
-    with pytest.raises(ValueError, match='came out otherwise'): rerun(forged, ['a'], [1], few, quiet=True)
+    with pytest.raises(ValueError, match='came out differently'): reproduce(forged, ['a'], [1], few, quiet=True)
     elsewhere = [dict(o, capability='AVX2', valid_accuracy=.99) for o in made[1]]
-    table,said = rerun(elsewhere, ['a'], [1], few, quiet=True)
+    table,said = reproduce(elsewhere, ['a'], [1], few, quiet=True)
     assert not table.equal.any() and 'capability AVX2 there' in said and said.endswith('they may differ as seeds do')
 
 # The committed results
@@ -226,7 +222,7 @@ def test_the_committed_grids(name):
     by = {a: sorted(o['seed'] for o in runs if o['arm']==a) for a in plan}
     assert all(v==by[next(iter(plan))] for v in by.values()) and len(by[next(iter(plan))])>=10
     for o in runs:
-        assert differences(o, plan[o['arm']], {})==[] # the recipe in the file is the recipe of the grid
+        assert environment_diff(o, plan[o['arm']], {})==[] # the recipe in the file is the recipe of the grid
         assert o['source']=='mnist' and o['threads']==1 and o['valid_accuracy']==1-len(o['wrong'])/10_000
         assert len(o['history'])==plan[o['arm']].epochs and o['history'][-1]['valid_loss']==o['valid_loss']
     assert len({json.dumps([o['versions'],o['capability'],o['processor'],o['digits']], sort_keys=True) for o in runs})==1
@@ -236,56 +232,6 @@ def test_the_committed_digits(full):
 
 def test_two_seeds_of_two_arms_again(full):
     runs = read_results(repo/'results'/'epochs1.json')
-    table,said = rerun(runs, ['neither','both'], [1,2], full, quiet=True)
+    table,said = reproduce(runs, ['neither','both'], [1,2], full, quiet=True)
     print(said)
-    assert len(table)==4 and (abs(table.then-table.now)<.01).all() # and to the bit where the circumstances are the same, or `rerun` raises
-
-# Pairs
-
-def as_runs(**arms): return [dict(arm=k, seed=i, valid_accuracy=v) for k,vs in arms.items() for i,v in enumerate(vs)]
-
-def test_by_hand():
-    "Differences 1, 2, 3: mean 2, standard error 1/sqrt(3), t = 3.4641 with two degrees of freedom, whose 97.5 % point is 4.30265"
-    row = compare(as_runs(a=[11.,13,15], b=[10.,11,12]), [('a','b')]).loc[[('a','b')]].iloc[0]
-    assert row.n==3 and row['mean']==13 and row.against==11 and row.difference==2 and row.misled==0
-    assert (row.low, row.high)==pytest.approx((2-4.30265/3**.5, 2+4.30265/3**.5), abs=1e-4)
-    assert row.p==pytest.approx(.0742, abs=1e-4) and 1<=row.boot_low<=row.boot_high<=3
-
-def test_the_order_of_a_pair():
-    runs = as_runs(a=[1.,2,4], b=[2.,1,2])
-    t = compare(runs, [('a','b'), ('b','a')])
-    assert t.difference.iloc[0]==-t.difference.iloc[1] and t.low.iloc[0]==-t.high.iloc[1] and list(t.misled)==pytest.approx([1/3,1/3])
-
-def test_pairs_go_by_seed():
-    runs = [dict(arm='a', seed=s, valid_accuracy=v) for s,v in ((3,.3),(1,.1),(2,.2))] + [dict(arm='b', seed=s, valid_accuracy=v) for s,v in ((2,.1),(3,.1),(7,.9))]
-    a,b,seeds = paired(runs, 'a', 'b')
-    assert a.tolist()==[.2,.3] and b.tolist()==[.1,.1] and seeds==[2,3]
-
-def test_bad_pairs():
-    runs = as_runs(a=[1.,2], b=[1.])
-    with pytest.raises(ValueError, match="no runs of 'c': the arms are a, b"): compare(runs, [('c','a')])
-    with pytest.raises(ValueError, match='1 seeds in common'): compare(runs, [('a','b')])
-    with pytest.raises(ValueError, match="a number as 'speed'"): compare(as_runs(a=[1.,2], b=[1.,2]), [('a','b')], 'speed')
-
-def test_no_difference_at_all():
-    row = compare(as_runs(a=[.5,.6,.7], b=[.5,.6,.7]), [('a','b')]).iloc[0]
-    assert row.difference==row.low==row.high==row.boot_low==row.boot_high==row.misled==0
-
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(*[st.floats(0, 1, width=16)]*2), min_size=3, max_size=12).filter(lambda o: len({a-b for a,b in o})>1))
-def test_intervals_hold_the_mean(pairs):
-    a,b = zip(*pairs)
-    row = compare(as_runs(a=a, b=b), [('a','b')]).iloc[0]
-    assert row.low<=row.difference<=row.high and (row.p<.05)==(not row.low<=0<=row.high) and 0<=row.misled<=1
-
-@settings(max_examples=50, deadline=None)
-@given(st.integers(0, 15), st.integers(0, 15), st.integers(0, 5))
-def test_mcnemar(a, b, both):
-    res = mcnemar(range(a+both), [[i,0,.5] for i in [*range(a, a+both), *range(100, 100+b)]])
-    n,k = a+b,min(a,b)
-    assert res==dict(only=a, only_against=b, both=both, p=pytest.approx(min(1, 2*sum(comb(n, i) for i in range(k+1))/2**n)))
-
-def test_the_plot():
-    ax = plot_compare(as_runs(a=[.98,.97,.99], b=[.97,.95,.98], c=[.96,.99,.99]), [('a','b'), ('c','b')])
-    assert ax.get_xlabel()=='difference in validation accuracy, percentage points' and ax.get_ylabel() and [o.get_text() for o in ax.get_yticklabels()]==['a − b','c − b']
-    assert sorted(ax.lines[0].get_xdata())==pytest.approx([1,1,2])
+    assert len(table)==4 and (abs(table.then-table.now)<.01).all() # and bit for bit where the environment is the same, or `reproduce` raises

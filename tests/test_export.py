@@ -10,9 +10,11 @@ from torch import nn
 
 from conftest import repo, run_python, unprivileged
 from mnist_fastai.checkpoint import CheckpointError, load_network, save_network
-from mnist_fastai.data import Digits, Mnist, digit_dls
+from mnist_fastai.data import Digits, Mnist
+from mnist_fastai.loaders import digit_dls
 from mnist_fastai.interpret import logits_of
-from mnist_fastai.models import ImprovedNetwork, Network
+from mnist_fastai.improvement import ImprovedNetwork
+from mnist_fastai.models import Network
 from mnist_fastai.training import Recipe, check_unseen, digit_learner, train
 
 onnx = pytest.importorskip('onnx', reason="needs the extra: pip install -e '.[export]'")
@@ -103,9 +105,10 @@ def test_every_form_of_a_batch(good, few):
 
 def test_what_an_open_file_knows(good, pths, sample):
     a,b = load_network(pths['small']),load_onnx(good['onnx'])
-    assert b.card==a.card and b.trained_on==a.trained_on=={'sample'} and b.session.get_providers()==['CPUExecutionProvider']
+    assert b.card==a.card and b.train_sources==a.train_sources==('sample',) and b.session.get_providers()==['CPUExecutionProvider']
     assert b.session.get_session_options().intra_op_num_threads==torch.get_num_threads()
-    with pytest.raises(ValueError, match='trained on the sample'): check_unseen(b, Digits(sample.valid.images, split='valid', source='mnist'), 'valid')
+    other = sample.valid.replace(source='mnist', overlaps=('sample',))
+    with pytest.raises(ValueError, match='trained on sample'): check_unseen(b, other)
 
 # --- one file
 
@@ -202,13 +205,13 @@ def test_networks_that_are_refused(f, pths, few, tmp_path):
     def refused(o, *parts):
         with pytest.raises(ValueError) as e: f(o, tmp_path/'x')
         sentence(e, None, *parts)
-    for o in nn.Linear(784,10), type('Network', (Network,), {})(), None, 'models/Network.pth', pths['small']: refused(o, 'can be exported')
+    for o in nn.Linear(784,10), type('Network', (Network,), {})(), None, 'models/Network.pth', pths['small']: refused(o, 'not a registered network')
     refused(Network(), 'no card', 'load_network')
     refused(digit_learner(digit_dls(few), Network()), 'fit it')
     net = load_network(pths['small'])
     net.norms[0].running_var[0] = float('nan')
-    refused(net, 'are no numbers')
-    for k,v,why in ('arch','ConvNet','not known here'), ('normalization',[0,1],'normalized'), ('source',[],'source'), ('kwargs',{},'do not fit'), ('format','x','save_network'):
+    refused(net, 'not finite')
+    for k,v,why in ('arch','ConvNet','not known here'), ('normalization',[0,0],'normalization'), ('source',[],'source'), ('kwargs',{},'do not fit'), ('format','x','save_network'):
         net = load_network(pths['small'])
         net.card = dict(net.card, **{k: v})
         refused(net, 'This network', why)
@@ -415,7 +418,7 @@ def test_onnx_files_of_others(good, tmp_path):
     (tmp_path/'x').write_bytes(m.SerializeToString())
     refuse(load_onnx, tmp_path/'x', 'was changed')
 
-CARDS = [dict(arch='ConvNet'), dict(arch='Network'), dict(normalization=[0,1]), dict(source=[]), dict(seed='x'), dict(format='x'), dict(metrics=None), dict(kwargs={}),
+CARDS = [dict(arch='ConvNet'), dict(arch='Network'), dict(normalization=[0,0]), dict(source=[]), dict(seed='x'), dict(format='x'), dict(metrics=None), dict(kwargs={}),
          dict(kwargs=dict(sizes=[784])), dict(kwargs=dict(sizes=[784,10**9,10])), dict(kwargs=dict(nothing=1)), dict(threads='x'*12_000)]
 STATES = [{'layers.1.bias': torch.zeros(9)}, {'layers.1.bias': torch.zeros(10).double()}, {'layers.1.bias': torch.zeros(10).half()}, {'layers.1.bias': torch.zeros(10).bfloat16()},
           {'layers.1.bias': torch.full((10,), float('nan'))}, {'layers.2.bias': torch.zeros(10)}, {'norms.0.running_var': torch.full((16,), float('inf'))}]
@@ -444,7 +447,7 @@ def test_safetensors_there_and_back(pths, tmp_path):
     for name in RECIPES:
         net = load_network(pths[name])
         got = load_safetensors(export_safetensors(net, tmp_path/'x'))
-        assert same(got, net) and got.card==net.card and got.trained_on==net.trained_on and not any(o.training for o in got.modules())
+        assert same(got, net) and got.card==net.card and got.train_sources==net.train_sources and not any(o.training for o in got.modules())
     assert {k: tuple(v.shape) for k,v in st.load((tmp_path/'x').read_bytes()).items()}=={k: tuple(v.shape) for k,v in net.state_dict().items()} # as others read it
 
 # --- eight bits
@@ -469,11 +472,16 @@ def test_quantize(pths, few, tmp_path):
 
 # --- the table
 
+class Constant:
+    "Not a network, and trained on nothing"
+    train_sources = ()
+    def __call__(self, x): return torch.eye(10)[torch.zeros(len(x), dtype=torch.long)]
+
 def test_compare_formats(pths, good, few):
     def fails(path): raise RuntimeError('There is no compiler.\nAnd more')
     def slow(path): time.sleep(1); return load_onnx(path)
     ways = dict(torch=(pths['small'],load_network), compiled=(pths['small'],fails), missing=(Path('nowhere'),load_onnx), ONNX=(good['onnx'],load_onnx), slow=(good['onnx'],slow),
-                constant=(good['onnx'],lambda o: lambda x: torch.eye(10)[torch.zeros(len(x), dtype=torch.long)]))
+                constant=(good['onnx'],lambda path: Constant()))
     table = compare_formats(ways, few.valid, rounds=2)
     assert list(table.index)==list(ways) and (table.threads==torch.get_num_threads()).all()
     assert table.note['compiled']=='RuntimeError: There is no compiler.' and 'CheckpointError' in table.note['missing'] and (table.note[['torch','ONNX']]=='').all()
@@ -487,8 +495,8 @@ def test_compare_formats(pths, good, few):
     assert (table.load_spread[['torch','ONNX']]>0).all() and np.isnan(table.load_spread['slow']) and table.one_spread['slow']>0 # opened once
 
 def test_compare_formats_refuses_digits_that_were_learned(pths, good, few):
-    ds = Digits(few.valid.images, few.valid.labels, split='valid', source='mnist')
-    with pytest.raises(ValueError, match='trained on the sample'): compare_formats(dict(a=(good['onnx'],load_onnx)), ds)
+    ds = few.valid.replace(source='mnist', overlaps=('sample',))
+    with pytest.raises(ValueError, match='trained on sample'): compare_formats(dict(a=(good['onnx'],load_onnx)), ds)
 
 def test_times():
     assert len(export._times(lambda: None, 5))==5

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from torchvision.datasets import MNIST
 
-from conftest import MD5, repo, run_python, unprivileged
+from conftest import MD5, ctrl_c, repo, run_python, unprivileged
 from mnist_fastai.data import load_mnist
 from mnist_fastai.files import FILES, DataError, Unreachable, mnist_files, mnist_mirror, mnist_root, read_verified
 
@@ -296,7 +296,7 @@ print(sum(map(len, mnist_files(sys.argv[1], sys.argv[2]).values())))
 
 def start(root, mirror):
     return subprocess.Popen([sys.executable, '-c', fetch, str(root), str(mirror)], cwd=repo, text=True, stdin=subprocess.PIPE,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **ctrl_c)
 
 def go(*ps):
     "Let processes that were started begin to fetch, all at once"

@@ -9,7 +9,8 @@ from conftest import repo, unprivileged
 from test_checkpoint import full_disk
 from mnist_fastai import final
 from mnist_fastai.checkpoint import load_network, save_network
-from mnist_fastai.data import Mnist, digit_dls
+from mnist_fastai.data import Mnist
+from mnist_fastai.loaders import digit_dls
 from mnist_fastai.final import final_test, main, read_log
 from mnist_fastai.training import Recipe, evaluate, train
 

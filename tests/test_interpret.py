@@ -8,12 +8,18 @@ from torch import nn
 from mnist_fastai.data import Digits
 from mnist_fastai.eda import NearestMean
 from mnist_fastai.interpret import *
-from mnist_fastai.models import ImprovedNetwork, Network
+from mnist_fastai.improvement import ImprovedNetwork
+from mnist_fastai.models import Network
 
 def pixels(ds): return ds[:][0].as_subclass(torch.Tensor)
+def untrained(net):
+    "`net`, stated to be untrained"
+    net.train_sources = ()
+    return net
+
 def linear(seed=0):
     torch.manual_seed(seed)
-    return Network((784,10))
+    return untrained(Network((784,10)))
 
 @pytest.fixture(scope='module')
 def few(sample): return sample.valid.subset(slice(50))
@@ -22,7 +28,7 @@ def few(sample): return sample.valid.subset(slice(50))
 
 @pytest.mark.parametrize('bs', [7,50,2048])
 def test_logits_of_are_the_networks_in_eval_mode(few, bs):
-    net = ImprovedNetwork(p=.5)
+    net = untrained(ImprovedNetwork(p=.5))
     with torch.no_grad(): net(pixels(few)) # moves the running statistics
     before = {k: v.clone() for k,v in net.state_dict().items()}
     logits = logits_of(net, few, bs)
@@ -37,13 +43,13 @@ def test_logits_of_nothing(few): assert logits_of(linear(), few.subset(slice(0))
 @pytest.mark.parametrize('f', [logits_of, input_gradients, occlusion])
 def test_digits_that_were_learned_from_are_refused(few, f):
     net = linear()
-    net.trained_on.add('mnist')
-    with pytest.raises(ValueError, match='evaluate it on MNIST'): f(net, few.subset([0]))
+    net.train_sources = ('mnist',)
+    with pytest.raises(ValueError, match='trained on mnist'): f(net, few.subset([0]))
 
 def test_the_mode_comes_back_after_an_error(few):
     class Breaks(nn.Linear):
         def forward(self, x): raise RuntimeError('no')
-    net = Breaks(1, 1).train()
+    net = untrained(Breaks(1, 1)).train()
     with pytest.raises(RuntimeError): logits_of(net, few)
     assert net.training
 
@@ -85,7 +91,7 @@ def test_gradients_of_a_linear_network_are_its_weights(few):
     torch.testing.assert_close(input_gradients(net, two), w[logits_of(net, two).argmax(1)])
 
 def test_gradients_are_taken_in_eval_mode_and_leave_none_behind(few):
-    net = ImprovedNetwork(p=.5)
+    net = untrained(ImprovedNetwork(p=.5))
     assert torch.equal(input_gradients(net, few, 0), input_gradients(net, few, 0))
     assert net.training and all(o.grad is None for o in net.parameters())
     one,h = input_gradients(net.double().float(), few.subset([0]), 0)[0],1e-2

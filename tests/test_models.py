@@ -3,6 +3,8 @@ import copy, io, math
 import numpy as np, pytest, torch, torch.nn.functional as F
 from hypothesis import assume, given, settings, strategies as st
 from mnist_fastai.data import *
+from mnist_fastai.loaders import digit_dls
+from mnist_fastai.improvement import ImprovedNetwork
 from mnist_fastai.models import *
 from torch import nn, Tensor
 
@@ -121,10 +123,16 @@ def test_state_survives_a_file(cls):
     other.load_state_dict(torch.load(f, weights_only=True))
     assert torch.equal(model(x), other(x))
 
-def test_trained_on_is_each_networks_own(cls):
-    a,b = cls(small),cls(small)
-    a.trained_on.add('mnist')
-    assert (a.trained_on,b.trained_on,copy.deepcopy(a).trained_on)==({'mnist'},set(),{'mnist'})
+def test_a_new_network_does_not_say_what_it_learned_from(cls):
+    assert not hasattr(cls(small), 'train_sources') # unknown, until a learner notes it
+
+@pytest.mark.parametrize('cls', [Network, ImprovedNetwork])
+def test_arguments_are_kept(cls):
+    net = cls(small)
+    assert net.init_kwargs['sizes']==small and find_model(cls.__name__) is cls and model_name(net)==cls.__name__
+    again = cls(**copy.deepcopy(net.init_kwargs))
+    assert [o.shape for o in again.parameters()]==[o.shape for o in net.parameters()]
+    assert ImprovedNetwork(p=.1).init_kwargs==dict(sizes=(784,512,256,128,10), p=.1, bn=True)
 
 # What they compute
 
@@ -179,7 +187,7 @@ def test_one_seed_gives_both_the_same_linear_layers():
 
 @pytest.mark.parametrize('p', [1, 1.5, -.1, float('nan'), '0.2', None, [.2]])
 def test_bad_p_gets_a_sentence(p):
-    with pytest.raises(ValueError, match='from 0 up to but not including 1'): ImprovedNetwork(small, p=p)
+    with pytest.raises(ValueError, match='at least 0 and below 1'): ImprovedNetwork(small, p=p)
 
 def test_dropout_is_on_in_training_alone():
     net,x = seeded(ImprovedNetwork, small, p=.5, bn=False),rand_batch()

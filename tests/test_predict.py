@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import repo, run_python
+from conftest import ctrl_c, repo, run_python
 from mnist_fastai.predict import main, pictures_in
 from test_inference import seven
 from test_pictures import png, saved
@@ -77,7 +77,7 @@ def test_another_network(every_kind, capsys):
     d,_ = every_kind
     assert main(['--model', str(repo/'models'/'Network.pth'), str(d/'grey.png')])==0
     assert ': 7 (' in capsys.readouterr().out
-    for o,why in ((d/'grey.png', 'no checkpoint'), (d/'missing.pth', 'cannot be read')):
+    for o,why in ((d/'grey.png', 'not a checkpoint'), (d/'missing.pth', 'cannot be read')):
         assert main(['--model', str(o), str(d/'grey.png')])==1
         out,err = capsys.readouterr()
         assert out=='' and why in err and err.startswith('mnist_predict: ') and err.count('\n')==1
@@ -132,7 +132,7 @@ def test_a_thousand_random_and_mutated_files(every_kind, tmp_path, capsys):
     assert len(out.splitlines())>20 # some are still pictures
 
 def command(*args, **kwargs):
-    return subprocess.Popen([sys.executable, '-m', 'mnist_fastai.predict', *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=repo, **kwargs)
+    return subprocess.Popen([sys.executable, '-m', 'mnist_fastai.predict', *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=repo, **ctrl_c, **kwargs)
 
 @pytest.mark.skipif(os.name!='posix', reason='needs POSIX signals')
 def test_ctrl_c(tmp_path):

@@ -19,11 +19,12 @@ import fastai.callback.fp16 # with it, `load_learner` goes another way
 from fastai.callback.progress import ProgressCallback
 from fastai.interpret import ClassificationInterpretation
 import mnist_fastai.training
-from mnist_fastai.data import Digits, Mnist, digit_dls, mnist_mean, mnist_splits, mnist_std
+from mnist_fastai.data import DataInfo, Digits, Mnist, mnist_mean, mnist_splits, mnist_std
+from mnist_fastai.loaders import digit_dls
 from mnist_fastai.improvement import recipes, summarize
-from mnist_fastai.models import ImprovedNetwork, Network, count_parameters
-from mnist_fastai.training import (DigitLoss, EpochTable, Recipe, archs, digit_learner, evaluate, fused_adam, has_screen, plot_losses, plot_metrics,
-                                   schedules, train)
+from mnist_fastai.improvement import ImprovedNetwork
+from mnist_fastai.models import Network, count_parameters, find_model
+from mnist_fastai.training import DigitLoss, EpochTable, Recipe, digit_learner, evaluate, find_recipe, fused_adam, has_screen, plot_losses, plot_metrics, schedules, train, unwrap
 
 sizes = (784,32,16,10)
 def plain(t): return t.as_subclass(torch.Tensor)
@@ -32,7 +33,14 @@ def pick(data, n):
     return Mnist(*(data[o].subset(slice(None,None,n)) for o in mnist_splits), data.source)
 def named(data, source):
     "The same digits under the name of another source"
-    return Mnist(*(Digits(data[o].images, data[o].labels, data[o].idxs, o, source) for o in mnist_splits), source)
+    other = dict(mnist='sample', sample='mnist')[source]
+    return Mnist(*(data[o].replace(source=source, overlaps=() if (source,o)==('mnist','test') else (other,)) for o in mnist_splits), source)
+
+def untrained(*args, **kwargs):
+    "A network that is stated to be untrained"
+    net = ImprovedNetwork(*args, **kwargs)
+    net.train_sources = ()
+    return net
 
 @pytest.fixture(scope='module')
 def small(sample): return pick(sample, 5) # 800, 100, 100
@@ -201,10 +209,10 @@ def test_history_outlives_everything(make):
 def test_nothing_is_recorded_where_nothing_is_trained(make):
     learn = make()
     assert len(learn.history.epochs)==len(learn.history.batches)==0
-    learn.lr_find(show_plot=False); learn.validate(); learn.get_preds(); evaluate(learn); learn.summary()
-    assert len(learn.history.epochs)==len(learn.history.batches)==learn.history.fits==0 and learn.model.trained_on==set()
+    learn.lr_find(show_plot=False); learn.validate(); learn.get_preds(); learn.summary()
+    assert len(learn.history.epochs)==len(learn.history.batches)==learn.history.fits==0 and not hasattr(learn.model, 'train_sources')
     learn.fit(1)
-    assert len(learn.history.epochs)==1 and learn.model.trained_on=={'sample'}
+    assert len(learn.history.epochs)==1 and learn.model.train_sources==('sample',)
 
 def test_a_search_that_was_stopped_leaves_no_trace_either(make):
     learn = make()
@@ -214,7 +222,7 @@ def test_a_search_that_was_stopped_leaves_no_trace_either(make):
     with learn.added_cbs(Stop()), pytest.raises(KeyboardInterrupt): learn.lr_find()
     assert len(learn.history.batches)==0
     learn.fit(1)
-    assert learn.history.epochs.fit.tolist()==[1] and len(learn.history.batches)==7 and learn.model.trained_on=={'sample'}
+    assert learn.history.epochs.fit.tolist()==[1] and len(learn.history.batches)==7 and learn.model.train_sources==('sample',)
 
 def test_a_fit_that_was_stopped(make):
     learn = make()
@@ -222,7 +230,7 @@ def test_a_fit_that_was_stopped(make):
         def after_batch(self):
             if self.epoch==1: raise KeyboardInterrupt
     with learn.added_cbs(Stop()), pytest.raises(KeyboardInterrupt): learn.fit(3)
-    assert learn.history.epochs.epoch.tolist()==[1] and learn.model.trained_on=={'sample'}
+    assert learn.history.epochs.epoch.tolist()==[1] and learn.model.train_sources==('sample',)
     learn.fit(1)
     assert learn.history.epochs.fit.tolist()==[1,2] and learn.history.epochs.epoch.tolist()==[1,2]
 
@@ -245,17 +253,24 @@ def test_metrics_of_ones_own(make):
     e = learn.history.epochs.iloc[0]
     assert list(e.index)[2:-1]==['train_loss','valid_loss','error_rate','accuracy'] and e.error_rate+e.accuracy==pytest.approx(1)
 
-def test_a_model_that_knows_nothing_of_sources(make):
+def test_any_class_of_network_notes_its_sources(make):
     learn = make(lambda: nn.Sequential(nn.Flatten(), nn.Linear(784,10)))
     learn.fit(1)
-    assert len(learn.history.epochs)==1 and evaluate(learn)['n']==100 and not hasattr(learn.model, 'trained_on')
+    assert len(learn.history.epochs)==1 and evaluate(learn)['n']==100 and learn.model.train_sources==('sample',)
+    assert learn.model.data_info==learn.dls.train_ds.info
+
+def test_the_network_inside_a_wrapper_notes_them(make):
+    net = Network(sizes)
+    learn = make(lambda: nn.DataParallel(net, device_ids=[]))
+    learn.fit(1)
+    assert net.train_sources==('sample',) and unwrap(learn.model) is net and evaluate(learn)['n']==100
 
 def test_trained_on_grows(make, small):
     learn = make()
     learn.fit(1)
     learn.dls = digit_dls(named(small, 'mnist'), device='cpu')
     learn.fit(1)
-    assert learn.model.trained_on=={'sample','mnist'}
+    assert learn.model.train_sources==('mnist','sample')
 
 # --- what is printed
 
@@ -304,7 +319,7 @@ def test_with_a_screen_the_bar_stays(make, monkeypatch):
 
 @pytest.mark.parametrize('bs', [799,47,17,1]) # 800 digits: one is left over, or each is alone
 def test_a_last_batch_of_one_digit_is_refused(bs, make):
-    with pytest.raises(ValueError, match='take another batch size') as e: make(nets['both'], bs=bs)
+    with pytest.raises(ValueError, match='choose another batch size') as e: make(nets['both'], bs=bs)
     assert '\n' not in str(e.value)
     learn = make(nets['dropout'], bs=bs) # without batch normalization it does no harm
     if bs>=47: learn.fit(1); assert len(losses(learn))==len(learn.dls.train)
@@ -350,8 +365,8 @@ def test_export(make, small):
     for x in learn.dls.test_ds.images[:5]:
         a,b = learn.predict(x),again.predict(x)
         assert a[0]==b[0] and torch.equal(plain(a[2]), plain(b[2]))
-    assert again.history.epochs.equals(want) and again.model.trained_on=={'sample'}
-    with pytest.raises(ValueError, match='evaluate it on the test split'): evaluate(again, 'valid', digit_dls(named(small, 'mnist'), device='cpu'))
+    assert again.history.epochs.equals(want) and again.model.train_sources==('sample',)
+    with pytest.raises(ValueError, match='trained on sample'): evaluate(again, 'valid', digit_dls(named(small, 'mnist'), device='cpu'))
     assert evaluate(again, 'test', learn.dls)==evaluate(learn, 'test')
 
 # --- measuring
@@ -389,7 +404,7 @@ def test_evaluate_changes_nothing(training, bare, fitted):
     before = copy.deepcopy(net.state_dict())
     evaluate(*((net, 'test', fitted.dls) if bare else (fitted, 'test')))
     assert net.training is training and all(o.training is training for o in net.modules())
-    assert all(torch.equal(o, before[k]) for k,o in net.state_dict().items()) and net.trained_on=={'sample'}
+    assert all(torch.equal(o, before[k]) for k,o in net.state_dict().items()) and net.train_sources==('sample',)
     assert len(fitted.history.epochs)==3 and len(fitted.history.batches)==21
 
 @pytest.mark.parametrize('split', mnist_splits)
@@ -405,14 +420,14 @@ def test_evaluate_draws_every_digit_once_and_in_order(split, fitted):
 def test_evaluate_a_bare_network_on_what_there_is(monkeypatch, sample):
     monkeypatch.setenv('MNIST_FASTAI_SAMPLE', '1')
     set_seed(1)
-    net = Network(sizes)
+    net = untrained(sizes, bn=False, p=0.)
     got,want = evaluate(net, 'test'),measured(copy.deepcopy(net).cpu(), sample.test)
     assert got['source']=='sample' and got['n']==500 and got['loss']==pytest.approx(want['loss'], rel=1e-3) and abs(got['loss']-np.log(10))<.2
 
 def test_evaluate_does_not_mind_a_last_batch_of_one(small):
     "Batch normalization does, but only in training"
     dls = digit_dls(small, bs=799, valid_bs=99, device='cpu')
-    for split in mnist_splits: assert evaluate(ImprovedNetwork(sizes), split, dls)['n']==len(small[split])
+    for split in mnist_splits: assert evaluate(untrained(sizes), split, dls)['n']==len(small[split])
 
 def test_evaluate_measures_cross_entropy_whatever_was_trained_with(make, small):
     learn = make(loss_func=CrossEntropyLossFlat(label_smoothing=.3))
@@ -434,9 +449,9 @@ def counting(net):
 def test_a_network_of_mnist_is_not_scored_on_the_sample(split, bare, make, small):
     learn = make(data=named(small, 'mnist'))
     learn.fit(1)
-    assert learn.model.trained_on=={'mnist'} and evaluate(learn, split)['source']=='mnist'
+    assert learn.model.train_sources==('mnist',) and evaluate(learn, split)['source']=='mnist'
     calls = counting(learn.model)
-    with pytest.raises(ValueError, match='training digits of MNIST: evaluate it on MNIST') as e:
+    with pytest.raises(ValueError, match='trained on mnist, which may hold the same digits') as e:
         evaluate(learn.model if bare else learn, split, digit_dls(small, device='cpu'))
     assert '\n' not in str(e.value) and not calls
 
@@ -449,12 +464,29 @@ def test_a_network_of_the_sample_is_scored_on_the_test_digits_of_mnist_alone(spl
     if split=='test':
         assert evaluate(model, split, dls)['source']=='mnist'
         return
-    with pytest.raises(ValueError, match=f'also in the {split} split of MNIST: evaluate it on the test split'): evaluate(model, split, dls)
+    with pytest.raises(ValueError, match=f'trained on sample, which may hold the same digits as the {split} split of mnist'): evaluate(model, split, dls)
     assert not calls
 
 def test_an_untrained_network_may_be_scored_anywhere(small):
     for o in (small, named(small, 'mnist')):
-        for split in mnist_splits: assert evaluate(Network(sizes), split, digit_dls(o, device='cpu'))['source']==o.source
+        for split in mnist_splits: assert evaluate(untrained(sizes), split, digit_dls(o, device='cpu'))['source']==o.source
+
+@pytest.mark.parametrize('split', mnist_splits)
+@pytest.mark.parametrize('net', [lambda: Network(sizes), lambda: nn.Sequential(nn.Flatten(), nn.Linear(784,10))], ids=['registered','plain'])
+def test_a_network_of_unknown_origin_is_not_scored(split, net, small):
+    net = net()
+    calls = counting(net)
+    with pytest.raises(ValueError, match=re.escape("or to () for an untrained network")) as e: evaluate(net, split, digit_dls(small, device='cpu'))
+    assert '\n' not in str(e.value) and not calls
+    own = digit_dls(Mnist(*(small[o].replace(source='', overlaps=()) for o in mnist_splits), ''), device='cpu')
+    assert evaluate(net, split, own)['n']==len(small[split]) # your own digits pass
+
+def test_a_network_of_other_pixels_is_not_scored(make, small):
+    learn = make()
+    learn.fit(1)
+    other = DataInfo(mean=.5, std=.5)
+    dls = digit_dls(Mnist(*(small[o].replace(info=other) for o in mnist_splits), 'sample'), device='cpu')
+    with pytest.raises(ValueError, match='mean 0.1307, and these digits have 0.5'): evaluate(learn, 'valid', dls)
 
 # --- plots
 
@@ -509,7 +541,7 @@ def test_remeasure_adds_a_cross(how, pair):
     learns,want = given[how](*pair)
     ax = plot_losses(learns, remeasure=True)
     crosses = [o for o in ax.lines if o.get_marker()=='x']
-    assert len(crosses)==len(want) and len(ax.lines)==3*len(want) and sum('eval mode' in o for o in legend(ax))==len(want)
+    assert len(crosses)==len(want) and len(ax.lines)==3*len(want) and sum('evaluation mode' in o for o in legend(ax))==len(want)
     for o,(learn,_) in zip(crosses, want):
         assert list(o.get_xdata())==[3] and o.get_ydata()[0]==evaluate(learn, 'train')['loss']!=learn.history.epochs.train_loss.iloc[-1]
 
@@ -546,7 +578,7 @@ def test_plot_of_an_unknown_metric(pair):
 # --- recipes and runs
 
 @pytest.mark.parametrize('change,says', [
-    (dict(arch='Netwerk'), "There is no network 'Netwerk': use one of Network, ImprovedNetwork."),
+    (dict(arch='Netwerk'), "There is no network 'Netwerk': use one of Network, ImprovedNetwork, or put @register_model"),
     (dict(schedule='step'), "There is no schedule 'step': use one of one-cycle, constant."),
     *((dict(epochs=o), 'epochs must be') for o in (0,-1,2.5)),
     *((dict(lr=o), 'learning rate must be') for o in (0,-1e-3,float('nan'),float('inf')))], ids=str)
@@ -621,19 +653,20 @@ def test_a_run_takes_callbacks_and_finds_its_data(monkeypatch, capsys):
     class Spy(Callback):
         def after_epoch(self): seen.append(self.epoch)
     learn = train(Recipe('Network', dict(sizes=sizes), epochs=1), quiet=True, device='cpu', cbs=Spy())
-    assert seen==[0] and learn.seed==42 and learn.model.trained_on=={'sample'} and len(learn.dls.train_ds)==4000
+    assert seen==[0] and learn.seed==42 and learn.model.train_sources==('sample',) and len(learn.dls.train_ds)==4000
 
 def test_the_recipes(sample):
-    assert list(recipes)==list(archs)==['Network','ImprovedNetwork']
-    for name,r in recipes.items():
-        assert isinstance(r, Recipe) and r.arch==name and isinstance(archs[name](**r.kwargs), archs[name]) and len(sample.train)%r.bs!=1
+    for name in ('Network','ImprovedNetwork'):
+        r = recipes[name]
+        assert find_recipe(name) is r and r.arch==name and isinstance(find_model(name)(**r.kwargs), find_model(name)) and len(sample.train)%r.bs!=1
+    with pytest.raises(ValueError, match="There is no recipe 'Netwerk': use one of Network, ImprovedNetwork"): find_recipe('Netwerk')
 
-@pytest.mark.parametrize('name', recipes)
+@pytest.mark.parametrize('name', ['Network','ImprovedNetwork'])
 def test_a_recipe_trains(name, sample):
     learn = train(replace(recipes[name], epochs=1), sample, 1, 'cpu', quiet=True)
     e,b = learn.history.epochs,learn.history.batches
     assert len(e)==1 and not e.isna().any().any() and np.isfinite(b.loss).all() and all(o.isfinite().all() for o in learn.model.state_dict().values())
-    assert type(learn.model) is archs[name] and e.accuracy[0]>.6 and b.loss[-3:].mean()<b.loss[:3].mean()
+    assert type(learn.model) is find_model(name) and e.accuracy[0]>.6 and b.loss[-3:].mean()<b.loss[:3].mean()
 
 # --- the comparison
 

@@ -12,7 +12,8 @@ from torch import nn
 from fastai.basics import CrossEntropyLossFlat, Learner, TensorImage, Transform, accuracy, load_learner # not *: it would bring test_* functions
 import fastai.callback.schedule, fastai.callback.progress, fastai.callback.hook # `fit_one_cycle`, `lr_find`, `summary`
 from fastai.interpret import ClassificationInterpretation
-from mnist_fastai.data import Digits, digit_dls, to_images
+from mnist_fastai.data import Digits, to_images
+from mnist_fastai.loaders import digit_dls
 from mnist_fastai.models import Network
 
 def plain(t): return t.as_subclass(torch.Tensor)
@@ -217,7 +218,7 @@ def test_interpretation_of_digits_of_ones_own(quiet):
 def test_tta(ds_idx, quiet):
     ds = quiet.dls[ds_idx].dataset
     probs,targs = quiet.tta(ds_idx, n=2)
-    assert torch.equal(plain(targs), ds.labels) and ds.split_idx is None
+    assert torch.equal(plain(targs), ds.labels) and ds.split_idx==(1 if ds_idx else 0)
     assert torch.allclose(plain(probs), plain(quiet.get_preds(ds_idx)[0]), atol=1e-5) # there is nothing to augment, so it is the same
 
 def test_tta_with_a_transform(quiet):

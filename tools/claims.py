@@ -1,26 +1,26 @@
 #!/usr/bin/env python3
-"""The ledger of claims: what the texts say of results is what the files of results say.
+"""What the texts say of results is what the files of results say.
 
 usage: python tools/claims.py [--check]
 
-Fills the figures and the tables in the READMEs and in the notebooks' Markdown; with --check nothing is written. Each fault is a line, and the exit code is then 1.
+Fills the figures and the tables in the READMEs and in the notebooks' Markdown; with --check nothing is written.
+Each fault is a line, and the exit code is then 1.
 
 A figure           <!--= FILE KEY FORMAT -->98.39 %<!--/-->
-  KEY              a path such as versions.torch or runs.0.seconds (looks.Network.loss is of the last look at Network.pth); or, where FILE holds runs, ARM.METRIC.STAT with one of mean, sd, min, max, n;
-                   or A-B.METRIC.STAT, of A less B over the seeds that both have: difference, low, high (the 95 % t interval), p, n
-  FORMAT           pct2 (a share, as 98.39 %), points2 (in percentage points, as +0.29), size2 (the same without a sign), d2 (as 0.05), int (as 50,000), s (as it is);
-                   the digit is the number of decimals
-A comparison       <!--? FILE A > B METRIC -->better<!--/-->  holds if the interval of A less B lies wholly above zero; with < if below; with ~ if zero is in it
-
-A comparative (better, faster ...) or a percentage with decimals that has no marker is a fault, outside of code, Questions and Things to try, and unless
-tools/claims_allowed.txt has a line `PATH: a piece of the sentence  # reason`. A line there that allows nothing any more is a fault as well.
+  KEY              a path such as versions.torch or runs.0.seconds (looks.Network.loss is of the last evaluation of
+                   Network.pth); or, where FILE holds runs, ARM.METRIC.STAT with one of mean, sd, min, max, n;
+                   or A-B.METRIC.STAT, of A less B over the seeds that both have: difference, low, high (the 95 %
+                   t interval of `mnist_fastai.stats.compare`), p, n
+  FORMAT           pct2 (a share, as 98.39 %), points2 (in percentage points, as +0.29), size2 (the same without a
+                   sign), d2 (as 0.05), int (as 50,000), s (as it is); the digit is the number of decimals
+A comparison       <!--? FILE A > B METRIC -->better<!--/-->  holds if the interval of A less B lies wholly above
+                   zero; with < if below; with ~ if zero is in it
 """
 import hashlib, json, math, os, re, statistics, sys
 from functools import lru_cache
 from pathlib import Path
 
 root = Path(__file__).resolve().parents[1]
-allowed = 'tools/claims_allowed.txt'
 
 class Fault(Exception): "What is wrong with one claim, in a sentence"
 
@@ -51,22 +51,14 @@ def values(file, arm, metric):
         res[r['seed']] = v
     return res
 
-def _paired(runs, a, b, metric):
-    "Mean of b less a over the seeds they share, its 95 % t interval, and p"
-    from scipy.stats import ttest_rel
-    va,vb = ({r['seed']: r[metric] for r in runs if r['arm']==o} for o in (a,b))
-    seeds = [s for s in va if s in vb]
-    diffs = [vb[s]-va[s] for s in seeds]
-    mean = statistics.mean(diffs)
-    if max(diffs)-min(diffs)<1e-12: return dict(n=len(seeds), difference=mean, low=mean, high=mean, p=float(abs(mean)<1e-12))
-    t = ttest_rel([vb[s] for s in seeds], [va[s] for s in seeds])
-    return dict(n=len(seeds), difference=mean, low=t.confidence_interval().low, high=t.confidence_interval().high, p=t.pvalue)
-
+@lru_cache(None)
 def paired(file, a, b, metric):
     "The comparison of two arms of a file: a less b"
-    seeds = set(values(file, a, metric)) & set(values(file, b, metric))
-    if len(seeds)<2: raise Fault(f'{a!r} and {b!r} share {len(seeds)} seeds in {file}: an interval takes two at least')
-    return _paired([dict(r, arm=o) for o in (a,b) for r in arms(file)[o]], b, a, metric)
+    for o in (a,b): values(file, o, metric) # whose errors name the file
+    from mnist_fastai.stats import compare
+    runs = [dict(r, arm=arm) for arm in (a,b) for r in arms(file)[arm]]
+    try: return compare(runs, [(a,b)], metric).iloc[0].to_dict()
+    except ValueError as e: raise Fault(f'{file}: {e}') from None
 
 stats = dict(mean=statistics.mean, sd=statistics.stdev, min=min, max=max, n=len)
 pairs = 'difference','low','high','p','n'
@@ -167,34 +159,9 @@ def filled(text, tell):
     if opened: tell(f'{opened[0]} is not closed')
     return res + text[last:]
 
-strong = r'better|worse|faster|slower|quicker|(?:more|less) accurate|more quickly|beats|outperforms'
-weak,topic = r'higher|lower|improves|ahead|overtak\w+|lags?',r'network|accura|\bloss|dropout|normaliz|recipe|baseline|ImprovedNetwork'
-
-def unmarked(cells):
-    "What has no marker and seems to need one: (where, sentence, word)"
-    skip = False
-    for where,text in cells:
-        text = re.sub(r'^```.*?^```', '', text, flags=re.S|re.M)
-        text = re.sub(r'<!--\s*[=?](?:(?!<!--).)*?-->.*?<!--\s*/\s*-->|<!--\s*(\w+)\s*-->.*?<!-- /\1 -->|<!-- table -->.*?<!-- end of table -->', '…', text, flags=re.S)
-        for part in re.split(r'\n\s*\n|\n(?=#|\s*(?:[-*|>]|\d+\.) )|(?<=\n)(?<!#)(?=#)', re.sub(r'^(#.*)$', r'\1\n', text, flags=re.M)):
-            if re.match(r'##? ', part): skip = bool(re.match(r'## (Questions|Things to try)', part))
-            for s in [] if skip else re.split(r'(?<=[.?!:;])\s+', ' '.join(part.split())):
-                if s.endswith('?'): continue
-                plain = re.sub(r'`[^`]+`', '', s)
-                m = re.search(rf'\b({strong})\b', plain, re.I) or re.search(topic, s) and re.search(rf'\b({weak})\b', plain, re.I) or re.search(r'\d[\d,]*\.\d+ ?%', plain)
-                if m: yield where,s,m[0]
-
-def allowances(tell):
-    lines = (root/allowed).read_text(encoding='utf-8').splitlines() if (root/allowed).exists() else []
-    for line in lines:
-        m = re.fullmatch(r'(\S+): (.*\S)\s+# *(\S.*)', line)
-        if m: yield m[1],m[2]
-        elif line.strip() and not line.startswith('#'): tell(f'"{line}" is not PATH: a piece of the sentence  # reason')
-
 def main(check):
     faults,done = [],[]
-    allow = {o: 0 for o in allowances(lambda s: faults.append(f'{allowed}: {s}'))}
-    for path in ['README.md', 'models/README.md', 'benchmarks/README.md', *sorted(o.relative_to(root).as_posix() for o in root.glob('nbs/*.ipynb'))]:
+    for path in ['README.md', 'models/README.md', 'benchmarks/README.md', *sorted(o.relative_to(root).as_posix() for o in root.glob('nbs/**/*.ipynb'))]:
         try: old = (root/path).read_text(encoding='utf-8')
         except OSError: faults.append(f'{path}: there is no such file'); continue
         nb = json.loads(old) if path.endswith('.ipynb') else None
@@ -209,10 +176,6 @@ def main(check):
             else:
                 before,new[0] = new[0],re.sub(f'(<!-- {name} -->\n).*(<!-- /{name} -->)', lambda m: m[1] + content + '\n' + m[2], new[0], flags=re.S)
                 if new[0]!=before and check: faults.append(f'{path}: the table {name!r} differs from its file of results')
-        for where,s,word in unmarked(cells):
-            hits = [o for o in allow if o[0]==path and o[1] in s]
-            for o in hits: allow[o] += 1
-            if not hits: faults.append(f'{where}: "{word}" has no marker in "{s}": mark it, reword it, or allow it in {allowed}')
         if nb:
             for c,t in zip([c for c in nb['cells'] if c['cell_type']=='markdown'], new): c['source'] = t.splitlines(keepends=True)
         text = json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + '\n' if nb else new[0]
@@ -221,7 +184,6 @@ def main(check):
             part.write_text(text, encoding='utf-8', newline='\n')
             os.replace(part, root/path)
             done.append(path)
-    faults += [f'{allowed}: "{piece}" allows nothing in {path} any more: take the line out' for (path,piece),n in allow.items() if not n]
     if done: print('filled: ' + ', '.join(done))
     for o in faults: print(o)
     return bool(faults)
