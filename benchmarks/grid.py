@@ -3,7 +3,7 @@
 
 usage: python benchmarks/grid.py [--networks N] [--epochs N] [--grid]        (default: 4 networks, 2 epochs; some two minutes; writes benchmarks/grid.json and the table in README.md)
 
-With --grid the time of a whole grid is taken as well: four arms, ten seeds, five epochs, as in lesson 16, into a file that is thrown away.
+With --grid the time of a whole grid is taken as well: four arms, ten seeds, five epochs, as in lesson 9, into a file that is thrown away.
 """
 import argparse, json, os, sys, time
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch import nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 from mnist_fastai.core import versions, atomic_write
 from mnist_fastai.data import load_mnist
-from mnist_fastai.experiments import circumstances, ablation, run_experiment
+from mnist_fastai.experiments import ablation, environment, run_experiment
 from mnist_fastai.improvement import ImprovedNetwork
 from mnist_fastai.training import Recipe, train
 

@@ -184,6 +184,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'mnist_fastai.inference.Predictor.stream': ( 'own_digits.html#predictor.stream',
                                                                                      'mnist_fastai/inference.py'),
                                         'mnist_fastai.inference._away': ('own_digits.html#_away', 'mnist_fastai/inference.py'),
+                                        'mnist_fastai.inference._info_of_digits': ( 'own_digits.html#_info_of_digits',
+                                                                                    'mnist_fastai/inference.py'),
                                         'mnist_fastai.inference._placed': ('own_digits.html#_placed', 'mnist_fastai/inference.py'),
                                         'mnist_fastai.inference._resized': ('own_digits.html#_resized', 'mnist_fastai/inference.py'),
                                         'mnist_fastai.inference._thumb': ('own_digits.html#_thumb', 'mnist_fastai/inference.py'),

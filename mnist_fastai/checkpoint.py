@@ -17,7 +17,7 @@ from .models import *
 from .training import *
 from fastai.basics import *
 
-# %% ../nbs/08_saving.ipynb #651be7a4
+# %% ../nbs/08_saving.ipynb #11de3a28
 _formats = 'mnist_fastai 1','mnist_fastai 2' # what a card may begin with; the last is written
 _max_card = 10_000 # how many characters a card may have
 
@@ -31,7 +31,6 @@ def _make_card(learn, metrics):
                 metrics=dict(metrics or {}), versions=versions(), device=str(learn.dls.device),
                 threads=torch.get_num_threads())
 
-# %% ../nbs/08_saving.ipynb #4d347860
 def check_savable(learn):
     "Raise `ValueError` for anything that `load_network` could not open again"
     if not isinstance(learn, Learner):
@@ -60,7 +59,6 @@ def weights_of(net):
     def copy(t): return t.detach().cpu().clone(memory_format=torch.contiguous_format)
     return {k: copy(v) for k,v in net.state_dict().items()}
 
-# %% ../nbs/08_saving.ipynb #0f05c521
 def save_network(
     learn:Learner, # Fitted, for example by `train`
     path, # File to write, usually named `*.pth`
@@ -77,7 +75,7 @@ def save_network(
     torch.save(dict(card=card, state_dict=state), buf)
     return atomic_write(path, buf.getvalue())
 
-# %% ../nbs/08_saving.ipynb #2662b057
+# %% ../nbs/08_saving.ipynb #a98677b0
 class CheckpointError(RuntimeError):
     "A file that cannot be opened as a network; the message says why and what to do"
 
@@ -168,7 +166,6 @@ def describe(net, card):
     net.card,net.train_sources = card,tuple(card['source'])
     net.data_info = DataInfo(mean, std, tuple(card['classes']), tuple(card['size']))
 
-# %% ../nbs/08_saving.ipynb #850a97e9
 def load_network(
     path, # A file made by `save_network`
 )->nn.Module: # In evaluation mode, on the CPU; `net.card` is all that the file says of it

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['class_counts', 'show_digits', 'by_class', 'class_grid', 'pixel_counts', 'plot_pixel_histogram', 'mean_images',
-           'std_images', 'ink', 'plot_ink', 'to_points', 'distance_to_mean', 'nearest', 'NearestMean', 'thin',
+           'std_images', 'ink', 'plot_ink', 'to_points', 'distance_to_mean', 'NearestMean', 'nearest', 'thin',
            'pca_points', 'plot_points']
 
 # %% ../nbs/02_eda.ipynb #e6e75261
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from .data import *
 
-# %% ../nbs/02_eda.ipynb #bac7b576
+# %% ../nbs/02_eda.ipynb #73304218
 def class_counts(
     data:Mnist, # The three splits
 )->pd.DataFrame: # A row for each digit, a column for each split
@@ -76,14 +76,14 @@ def class_grid(
     titles = [i for i in range(10) for _ in range(n)]
     return show_digits(images, titles, ncols=n, imsize=.6)
 
-# %% ../nbs/02_eda.ipynb #db0e9a95
+# %% ../nbs/02_eda.ipynb #6819ac41
 def pixel_counts(
     images, # What `to_images` takes
 )->Tensor: # int64 (256,)
     "How many pixels have each value from 0 to 255"
     return torch.bincount(to_images(images).flatten(), minlength=256)
 
-# %% ../nbs/02_eda.ipynb #c587d6d7
+# %% ../nbs/02_eda.ipynb #4afd8a57
 def plot_pixel_histogram(
     images, # What `to_images` takes
     ax=None, # Axes to draw on; by default new ones
@@ -92,7 +92,8 @@ def plot_pixel_histogram(
     if ax is None: ax = plt.subplots(figsize=(6,3.5), layout='constrained')[1]
     counts = pixel_counts(images)
     ax.bar(range(256), (100*counts/counts.sum()).numpy(), width=1)
-    ax.set(xlabel='pixel value (0 paper, 255 ink)', ylabel='% of pixels, log scale', yscale='log')
+    ax.set(xlabel='pixel value (0 paper, 255 ink)', ylabel='% of pixels, logarithmic axis', yscale='log')
+    ax.set_yticks([.1,1,10,100], ['0.1','1','10','100'])
     ax.set_title(f'{counts.sum():,} pixels')
     return ax
 
@@ -112,23 +113,23 @@ def std_images(
     stds = [images.float().std(dim=0, correction=0) for images in by_class(ds)]
     return torch.stack(stds)/255
 
-# %% ../nbs/02_eda.ipynb #1fb3e9a4
+# %% ../nbs/02_eda.ipynb #56454f93
 def ink(
     images, # What `to_images` takes
 )->Tensor: # (n,), from 0 for white paper to 1 for all black
-    "The share of ink in each image"
+    "The mean darkness of each image"
     return to_images(images).flatten(1).sum(1)/(28*28*255)
 
-# %% ../nbs/02_eda.ipynb #338b03d9
+# %% ../nbs/02_eda.ipynb #ab4b418e
 def plot_ink(
     ds:Digits, # With labels, all ten digits
     ax=None, # Axes to draw on; by default new ones
 ): # The axes
-    "Box plot of ink by digit: the box holds the middle half of the images, the whiskers reach from 5 % to 95 %"
+    "Box plot of mean darkness by digit: the box holds the middle half of the images, the whiskers span 5 % to 95 %"
     if ax is None: ax = plt.subplots(figsize=(6,3.5), layout='constrained')[1]
     percent = [100*ink(images).numpy() for images in by_class(ds)]
     ax.boxplot(percent, positions=range(10), whis=(5,95), showfliers=False)
-    ax.set(xlabel='digit', ylabel='ink, % of the image', title=f'Ink in {len(ds):,} digits', ylim=(0,None))
+    ax.set(xlabel='digit', ylabel='mean darkness, %', title=f'{len(ds):,} digits', ylim=(0,None))
     return ax
 
 # %% ../nbs/02_eda.ipynb #33d1713a
@@ -138,29 +139,13 @@ def to_points(
     "Each image as a row of 784 numbers, from 0 for paper to 1 for ink"
     return to_images(images).flatten(1).float()/255
 
-# %% ../nbs/02_eda.ipynb #7db35c01
+# %% ../nbs/02_eda.ipynb #39267ca9
 def distance_to_mean(
     ds:Digits, # With labels, all ten digits
 )->Tensor: # (n,)
     "Euclidean distance of each digit from the mean image of its class"
     means = mean_images(ds).flatten(1)
-    res = torch.empty(len(ds))
-    for i in range(10):
-        is_i = ds.labels==i
-        res[is_i] = (to_points(ds.images[is_i]) - means[i]).norm(dim=1)
-    return res
-
-# %% ../nbs/02_eda.ipynb #343c07d2
-def nearest(
-    images, # What `to_images` takes, n of them
-    others, # What `to_images` takes
-    bs:int=250, # How many of `images` to compare at a time: with 50,000 others they take 50 MB
-)->tuple: # Distances (n,) and positions in `others` (n,)
-    "For each of `images` the nearest of `others`. Raises `ValueError` if there are none"
-    images,others = to_images(images),to_points(others)
-    if len(images)==0 or len(others)==0: raise ValueError('Give at least one image on each side; one side is empty.')
-    pieces = [torch.cdist(to_points(piece), others).min(dim=1) for piece in images.split(bs)]
-    return torch.cat([o.values for o in pieces]), torch.cat([o.indices for o in pieces])
+    return (to_points(ds.images) - means[ds.labels]).norm(dim=1)
 
 # %% ../nbs/02_eda.ipynb #d5646daa
 class NearestMean:
@@ -180,6 +165,18 @@ class NearestMean:
         "The predicted digit for each image. Raises `RuntimeError` before `fit`"
         if self.means is None: raise RuntimeError('There are no means yet: call `fit` with the training set first.')
         return torch.cdist(to_points(images), self.means.flatten(1)).argmin(dim=1)
+
+# %% ../nbs/02_eda.ipynb #62f5baeb
+def nearest(
+    images, # What `to_images` takes, n of them
+    others, # What `to_images` takes
+    bs:int=250, # How many of `images` to compare at a time: with 50,000 others they take 50 MB
+)->tuple: # Distances (n,) and positions in `others` (n,)
+    "For each of `images` the nearest of `others`. Raises `ValueError` if there are none"
+    images,others = to_images(images),to_points(others)
+    if len(images)==0 or len(others)==0: raise ValueError('Give at least one image on each side; one side is empty.')
+    pieces = [torch.cdist(to_points(piece), others).min(dim=1) for piece in images.split(bs)]
+    return torch.cat([o.values for o in pieces]), torch.cat([o.indices for o in pieces])
 
 # %% ../nbs/02_eda.ipynb #08b49fc8
 def thin(

@@ -246,6 +246,13 @@ class Answer:
         return said(self.label) if self.sure else f'not sure: {said(self.label)} or {said(self.second)}'
 
 # %% ../nbs/16_own_digits.ipynb #8e358835
+def _info_of_digits(net):
+    "What `net` expects of its data. Raises `ValueError` if it was trained on something else than digits"
+    info,digits = getattr(net, 'data_info', DataInfo()),DataInfo()
+    if (info.classes,info.size)==(digits.classes,digits.size): return info
+    names,size = ', '.join(info.classes),' by '.join(map(str, info.size))
+    raise ValueError(f'This network was not trained on digits, but on {size} pixels of {names:.60}: give one for the digits.')
+
 class Predictor:
     "Reads digits in pictures with a saved network; nothing in any file is executed"
     def __init__(self,
@@ -254,6 +261,7 @@ class Predictor:
     ):
         self.net = path if isinstance(path, nn.Module) else load_network(path or Path(__file__).parent/'reader.pth')
         self.card = getattr(self.net, 'card', {})
+        self.info = _info_of_digits(self.net)
         self.sure_from = sure_from if sure_from is not None else self.card.get('metrics', {}).get('sure_from', .8)
         if not (isinstance(self.sure_from, (int,float)) and 0<=self.sure_from<=1): raise ValueError(f'The threshold is a probability from 0 to 1, not {self.sure_from!r}.')
 
@@ -274,7 +282,7 @@ class Predictor:
         while chunk := list(itertools.islice(sources, bs)):
             seen = [self._see(o) for o in chunk]
             good = [o for o in seen if not isinstance(o, ImageError)]
-            probs = iter(logits_of(self.net, Digits(torch.stack([o for o,_ in good]))).softmax(1) if good else ())
+            probs = iter(logits_of(self.net, Digits(torch.stack([o for o,_ in good]), info=self.info)).softmax(1) if good else ())
             yield from (o if isinstance(o, ImageError) else Answer(next(probs), *o, self.sure_from) for o in seen)
 
     def batch(self, sources): return list(self.stream(sources))

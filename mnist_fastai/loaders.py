@@ -30,12 +30,6 @@ class DigitDL(TfmdDL):
     def do_item(self, i): return i or 0
     def do_batch(self, idxs): return self.dataset[idxs]
 
-# %% ../nbs/under_the_hood/loaders.ipynb #656b6e1d
-@patch
-def _pre_show_batch(self:DigitDL, b, max_n=9):
-    import fastai.vision.learner # registers how images are shown; it takes a second, so it is not imported before
-    return TfmdDL._pre_show_batch(self, b, max_n)
-
 # %% ../nbs/under_the_hood/loaders.ipynb #d98d1698
 class DigitDataLoaders(DataLoaders):
     "Loaders for training, validation and test"
@@ -76,3 +70,9 @@ def digit_dls(
     train = DigitDL(data.train, bs=bs, shuffle=True, after_batch=batch_tfms)
     valid,test = [DigitDL(o, bs=valid_bs, after_batch=batch_tfms) for o in (data.valid,data.test)]
     return DigitDataLoaders(train, valid, test, path=path, device=device or default_device())
+
+# %% ../nbs/under_the_hood/loaders.ipynb #656b6e1d
+@patch
+def _pre_show_batch(self:DigitDL, b, max_n=9):
+    import fastai.vision.learner # registers how images are shown; it takes a second, so it is not imported before
+    return TfmdDL._pre_show_batch(self, b, max_n)

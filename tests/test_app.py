@@ -138,6 +138,7 @@ def test_the_browsers_part_is_whole():
 
 # --- Gradio
 
+@pytest.mark.slow
 def test_the_module_is_imported_without_gradio():
     p = run_python("""import sys, mnist_fastai.app as app
 print([o for o in sys.modules if o.split('.')[0] in ('gradio','gradio_client')])
@@ -268,6 +269,7 @@ def command(*args, **env):
     return subprocess.Popen([sys.executable, '-c', 'import sys; from mnist_fastai.app import main; sys.exit(main(sys.argv[1:]))', *map(str, args)],
                             cwd=repo, env=os.environ | env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **ctrl_c)
 
+@pytest.mark.slow
 @needs_gradio
 @pytest.mark.parametrize('stop', ['SIGINT','SIGTERM'])
 @pytest.mark.skipif(os.name!='posix', reason='signals of POSIX')
@@ -350,6 +352,7 @@ def test_space_files_are_whole_or_not_there(tmp_path, monkeypatch):
     with pytest.raises(OSError): _write_all({tmp_path/o: o.encode() for o in 'abc'}, True)
     assert {o.name: o.read_bytes() for o in tmp_path.iterdir()}=={'b': b'old'}
 
+@pytest.mark.slow
 @needs_gradio
 def test_a_space_runs_on_its_own(tmp_path, reader):
     "Started as a Space starts it, in a folder of its own, with nothing of this checkout"

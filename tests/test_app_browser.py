@@ -10,7 +10,7 @@ import pytest
 
 from conftest import repo
 
-pytestmark = pytest.mark.filterwarnings('ignore:.*silent_downcasting', 'ignore:The copy keyword') # Gradio's, of pandas
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings('ignore:.*silent_downcasting', 'ignore:The copy keyword')] # Gradio's, of pandas
 shots = os.environ.get('MNIST_FASTAI_SHOTS')
 flags = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
 pytest.importorskip('gradio', reason='Gradio is not installed: pip install -e ".[app]"')

@@ -63,6 +63,7 @@ def test_only_training_batches_are_bent(sample):
     assert (a,b)==(True,False) and torch.allclose(y, few[:][0].as_subclass(torch.Tensor))
     assert (x[:,None]-y[None]).abs().amax((2,3,4)).min()>.1
 
+@pytest.mark.slow
 def test_a_recipe_that_bends(sample):
     r = Recipe('ImprovedNetwork', dict(p=0.), epochs=1, augment=usual)
     learn = train(r, sample, 3, 'cpu', quiet=True)
@@ -77,6 +78,7 @@ class AsCallback(Callback):
     def before_batch(self):
         if self.training: self.learn.xb = (random_warp(self.xb[0], **usual),)
 
+@pytest.mark.slow
 def test_a_batch_transform_equals_a_callback(sample):
     plain = Recipe('ImprovedNetwork', dict(p=0.), epochs=2)
     by_transform = train(replace(plain, augment=usual), sample, 3, 'cpu', quiet=True)

@@ -79,6 +79,7 @@ def test_a_figure_in_the_file(copy):
     told(copy, 'README.md: "80.4 %" should be "81.4 %"', fix=True)
     assert '>81.4 %<' in (copy/'README.md').read_text(encoding='utf-8')
 
+@pytest.mark.slow
 def test_a_figure_in_a_notebook(copy):
     p = copy/'nbs'/'07_improvement.ipynb'
     nb = json.loads(p.read_text(encoding='utf-8'))
@@ -121,6 +122,7 @@ def test_keys_and_formats(copy, key, fmt, text):
     tool(copy)
     assert f'-->{text}<!--/-->' in (copy/'README.md').read_text(encoding='utf-8').splitlines()[-1]
 
+@pytest.mark.slow
 @pytest.mark.parametrize('args,parts', [('results/y.json name s', 'there is no results/y.json'), ('results/x.json nome s', "has no nome: 'nome' is not there"), ('results/x.json runs.99.seed s', "'99' is not there"),
     ('results/x.json bath@5.valid_accuracy.mean pct2', "no runs of 'bath@5', only of none@5, both@5, drop@5"), ('results/x.json both@5.accuracy.mean pct2', "no number 'accuracy'"),
     ('results/x.json both@5.valid_accuracy.low pct2', 'low is of two arms'), ('results/x.json both@5.valid_accuracy.mean percent', "'percent' is no format"), ('results/x.json name d2', 'cannot be written as d2'),
@@ -160,6 +162,7 @@ def test_results_that_change_make_a_comparison_fall(copy):
     p.write_text(p.read_text().replace('"seed": 3, "valid_accuracy": 0.986', '"seed": 3, "valid_accuracy": 0.97'))
     told(copy, '"better" does not hold', 'crosses zero')
 
+@pytest.mark.slow
 def test_arms_that_differ_by_the_same_on_every_seed(copy):
     p = copy/'results'/'x.json'
     exp = json.loads(p.read_text())
@@ -186,6 +189,7 @@ def test_markers_that_are_not_closed(copy, text, parts):
     code,lines = tool(copy, '--check')
     assert code==1 and lines[0].startswith('README.md: ') and parts in lines[0], lines
 
+@pytest.mark.slow
 def test_a_marker_that_begins_a_line(copy):
     for text in (f'\n{FIGURE}', f'\n- {BETTER}'):
         shutil.copy(repo/'README.md', copy)
@@ -200,6 +204,7 @@ def test_markers_in_code_are_code(copy):
 
 # --- files
 
+@pytest.mark.slow
 def test_files_that_are_missing(copy):
     (copy/'benchmarks'/'README.md').unlink()
     told(copy, 'benchmarks/README.md: there is no such file')

@@ -103,6 +103,7 @@ def test_the_saved_networks(both, sample):
             got = evaluate(net, s, digit_dls(sample))
             assert abs(got['accuracy']-net.card['metrics'][f'{s}_accuracy'])<.0021 and abs(got['loss']-net.card['metrics'][f'{s}_loss'])<1e-3
 
+@pytest.mark.slow
 def test_a_run_repeats_to_the_byte(both, tmp_path):
     "Whatever else is trained beside it"
     r = command('--sample', '--epochs', 2, '--networks', 'ImprovedNetwork', '--seed', 42, '--out', tmp_path)
@@ -119,6 +120,7 @@ def test_options_arrive(run, tmp_path, both):
     first = load_network(both[1]/'Network.pth')
     assert not torch.equal(net.layers[0].weight, first.layers[0].weight)
 
+@pytest.mark.slow
 def test_on_mnist(run, warm, tmp_path):
     code,out,err = run('--networks', 'Network', '--epochs', 1, '--batch-size', 2000, '--root', warm)
     assert code==0 and out[0].startswith('Data: MNIST, every file verified (50,000 digits') and not any('sample' in o for o in out)
@@ -136,6 +138,7 @@ def test_the_sample_by_the_environment(run, monkeypatch):
     told(code, err, 'no mirror gives it')
     assert out==[]
 
+@pytest.mark.slow
 def test_the_sample_stands_in(run, monkeypatch):
     code,out,err = run(*QUICK)
     assert code==0 and 'MNIST cannot be reached, so the packaged sample' in out[0] and out[1].startswith('Data: the packaged sample')
@@ -221,6 +224,7 @@ def test_a_disk_that_is_full(run, tmp_path):
 
 # --- Ctrl-C
 
+@pytest.mark.slow
 @posix
 @pytest.mark.parametrize('during,finished', [('Network',set()), ('ImprovedNetwork',{'Network.pth'})])
 def test_stopped(tmp_path, during, finished):

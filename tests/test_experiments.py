@@ -140,6 +140,9 @@ from dataclasses import replace
 from mnist_fastai.data import *
 from mnist_fastai.experiments import *
 from mnist_fastai.training import Recipe
+
+pytestmark = pytest.mark.slow
+
 if __name__=='__main__':
     sample = load_mnist(sample=True)
     few = Mnist(sample.train.subset(slice(500)), sample.valid.subset(slice(200)), sample.test, sample.source)

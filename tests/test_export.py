@@ -82,6 +82,7 @@ def test_the_committed_networks_agree_on_all_of_validation(name, full, tmp_path)
     said = load_onnx(quantize_onnx(exported, tmp_path/'x.int8.onnx'))(x).argmax(1)
     assert (said!=want.argmax(1)).sum()<30
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', RECIPES)
 def test_every_architecture_agrees(name, pths, few, tmp_path):
     net,x = load_network(pths[name]),pixels(few.valid)
@@ -225,6 +226,7 @@ def test_a_runtime_that_says_something_else(pths, tmp_path, monkeypatch):
 
 # --- without the extra
 
+@pytest.mark.slow
 def test_the_module_needs_no_extra():
     p = run_python("""
 import sys
@@ -234,6 +236,7 @@ print('imported')
 """)
     assert p.stdout=='imported\n' and p.stderr=='', p.stderr
 
+@pytest.mark.slow
 def test_each_missing_module(pths, good, tmp_path, monkeypatch):
     net = load_network(pths['small'])
     calls = dict(onnx=[lambda: export_onnx(net, tmp_path/'x'), lambda: load_onnx(good['onnx']), lambda: quantize_onnx(good['onnx'], tmp_path/'x')],
@@ -268,6 +271,7 @@ def test_a_folder_that_is_read_only(name, pths, good):
         sentence(e, path, 'cannot be written', 'Permission denied', 'choose another folder')
         assert path.read_bytes()==b'before' and len(list(Path(d).iterdir()))==2
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', writers)
 def test_a_disk_that_is_full(name, pths, good, tmp_path, monkeypatch):
     "At whichever step of writing it shows, what was there stays, and nothing beside it"

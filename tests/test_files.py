@@ -311,6 +311,7 @@ def test_stale_folder_is_removed(copy_root):
     mnist_files(root)
     assert not stale.exists() and whole(root)
 
+@pytest.mark.slow
 @posix
 def test_interrupted_download(tmp_path, serve):
     slow,good,ps = serve('trickle'),serve(),{}
@@ -332,6 +333,7 @@ def test_interrupted_download(tmp_path, serve):
     mnist_files(tmp_path/'SIGKILL', good.url)
     assert names(tmp_path/'SIGKILL')==sorted([*FILES, *MD5]) and whole(tmp_path/'SIGKILL') # ... so the next one does
 
+@pytest.mark.slow
 def test_two_processes_at_once(tmp_path, serve):
     "On a root that holds one damaged file and nothing else; the slower one must not set aside what the faster one has put there"
     mirror,raw = serve(),tmp_path/'root'/'MNIST'/'raw'
@@ -457,6 +459,7 @@ def test_full_disk_and_a_damaged_file(copy_root):
 
 # --- a warm cache
 
+@pytest.mark.slow
 def test_warm_cache_needs_no_torchvision_and_no_network(warm):
     p = run_python("""
 import sys, socket

@@ -1,6 +1,7 @@
 """Every term is bold once, where it is defined; the glossary has it with that lesson; and no lesson uses it before
 
-Code, formulas, comments and the first cell of a lesson are not read, nor is the one-page notebook, which explains as it goes."""
+Code, formulas, comments, headings (which name what comes below them) and the first cell of a lesson are not read, nor is
+the one-page notebook, which explains as it goes."""
 import json, re
 
 import pytest
@@ -24,6 +25,7 @@ def read_glossary(text):
 def plain(s):
     "Markdown without what is not prose, of the same length so that positions stay"
     blank = lambda m: ' '*len(m[0])
+    s = re.sub(r'^#+ .*$', blank, s, flags=re.M)
     for o in (r'```.*?```', r'<!--.*?-->', r'<[^>\n]+>', r'\$\$.*?\$\$', r'\$[^$\n]+\$', r'`[^`]*`', r'(?<=\])\([^)]*\)'): s = re.sub(o, blank, s, flags=re.S)
     return s
 
@@ -76,7 +78,7 @@ def test_the_lessons():
 
 def nb(*cells): return dict(cells=[dict(cell_type='markdown', source=s) for s in ('# Title\n\nUses gradient at will', *cells)])
 
-good = [('01_a', nb('The **loss** is a number.', 'A `gradient` in code, $gradient$, <!-- gradient -->, [*gradient*](02_b.ipynb) and a loss.')), ('02_b', nb('Its **gradient**', 'Two gradients, a **mini-batch**, and mini batches.'))]
+good = [('01_a', nb('The **loss** is a number.', '## A gradient\n\nA `gradient` in code, $gradient$, <!-- gradient -->, [*gradient*](02_b.ipynb) and a loss.')), ('02_b', nb('Its **gradient**', 'Two gradients, a **mini-batch**, and mini batches.'))]
 terms = {'loss':'01_a', 'gradient':'02_b', 'mini-batch':'02_b'}
 
 def test_a_good_course(): assert faults(good, terms)==[]

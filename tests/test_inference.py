@@ -184,12 +184,14 @@ def shift(seed=1):
 def times(s): return lambda d: np.asarray(Image.fromarray(d).resize((round(28*s),)*2, Image.BICUBIC))
 def in_alpha(d): return np.dstack([np.zeros((28,28,3), np.uint8), d])
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name,f,most', [('once more', lambda d: d, .002), ('shifted', shift(), .001), ('padded', lambda d: np.pad(d, 20), .001), ('inverted', lambda d: 255-d, .001), ('in alpha', in_alpha, .001),
     ('lower contrast', lambda d: (80+.4*d.astype(float)).astype(np.uint8), .001), ('lower contrast, dark', lambda d: (200-.4*d.astype(float)).astype(np.uint8), .001), ('a speck', place_speck(), .001)])
 def test_nothing_to_the_answer(reader, digits, name, f, most):
     ds = digits.subset(slice(0, None, 2))
     assert changed(reader.net, ds, f)<=most
 
+@pytest.mark.slow
 @pytest.mark.parametrize('scale,most', [(10,.007), (4,.007), (2,.007), (1.3,.007), (.7,.01), (.5,.015)])
 def test_little_to_the_answer(reader, digits, scale, most):
     assert changed(reader.net, digits.subset(slice(0, None, 4)), times(scale))<=most
@@ -204,6 +206,7 @@ def test_the_limits_can_be_missed(reader, digits):
 
 # --- the reader
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', kinds)
 def test_every_form_is_read(reader, digits, kind):
     ds = digits.subset(slice(3, None, 20)) # 500
@@ -304,6 +307,16 @@ def test_written(reader):
     rng = np.random.default_rng(0)
     right = [reader(written(d, rng)).label==d for d in (2,3,4,5,6,7,8,9) for _ in range(10)]
     assert np.mean(right)>.9 and np.asarray(written(1, rng)).shape==(200,160)
+
+def test_a_network_of_something_else_stops():
+    from mnist_fastai.data import DataInfo
+    net = load_network(repo/'models'/'Network.pth')
+    for info in (DataInfo(classes=tuple('abcdefghij')), DataInfo(size=(32,32))):
+        net.data_info = info
+        with pytest.raises(ValueError, match='not trained on digits'): Predictor(net)
+    net.data_info = DataInfo(mean=0., std=1.) # digits, with pixels of its own scale
+    with torch.no_grad(): want = net(Predictor(net)(seven()).image[None,None].float()/255).softmax(1)[0]
+    assert torch.allclose(Predictor(net)(seven()).probs, want, atol=1e-5)
 
 # --- your own digits among those to train on
 

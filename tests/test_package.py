@@ -109,6 +109,20 @@ def test_version_is_written_once():
     assert not re.search(r'^version\s*=\s*["\']?\d', s, re.M) and re.fullmatch(r'\d+\.\d+\.\d+', mnist_fastai.__version__)
     assert sum(o.read_text(encoding='utf-8').count('__version__ =') for o in lib.glob('*.py'))==1
 
+#: What a module is called where that differs from what is installed
+distributions = dict(PIL='pillow', sklearn='scikit-learn')
+
+def test_all_that_is_imported_is_declared():
+    extras = {'app': ['gradio','starlette'], 'export': ['onnx','onnxruntime','safetensors','torch'], 'dev': []}
+    declared = {re.split('[<>=!~;]', o)[0] for o in cfg['requirements'].split()}
+    for path in modules:
+        names = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if isinstance(node, ast.Import): names |= {o.name.split('.')[0] for o in node.names}
+            if isinstance(node, ast.ImportFrom) and node.level==0: names.add(node.module.split('.')[0])
+        names = {distributions.get(o, o) for o in names} - set(sys.stdlib_module_names) - {'mnist_fastai'}
+        assert names<=declared | set(extras.get(path.stem, [])), (path.stem, names-declared)
+
 # --- imports
 
 imports = """

@@ -143,6 +143,7 @@ def test_ctrl_c(tmp_path):
     out,err = p.communicate(timeout=30)
     assert p.returncode==130 and err.strip()=='Stopped.' and len(out.splitlines())<2999
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name!='posix', reason='needs a POSIX pipe')
 def test_a_reader_that_has_had_enough(tmp_path):
     for i in range(1500): (tmp_path/f'{i}.png').write_bytes(saved(picture(), 'PNG'))
@@ -151,12 +152,14 @@ def test_a_reader_that_has_had_enough(tmp_path):
     p.stdout.close()
     assert p.wait(timeout=60)==1 and p.stderr.read()==''
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
 def test_a_full_disk(tmp_path):
     picture().save(tmp_path/'x.png')
     with open('/dev/full', 'w') as full: p = subprocess.run([sys.executable, '-m', 'mnist_fastai.predict', str(tmp_path)], stdout=full, stderr=subprocess.PIPE, text=True, cwd=repo)
     assert p.returncode==1 and p.stderr.startswith('mnist_predict: ') and 'Traceback' not in p.stderr
 
+@pytest.mark.slow
 def test_memory_stays_as_it_is(tmp_path):
     "Ten times as many pictures take no more memory"
     if not sys.platform.startswith('linux'): pytest.skip('the unit of ru_maxrss differs')

@@ -49,6 +49,7 @@ def test_saved_and_loaded(learn, few, tmp_path):
     assert type(net) is SmallConv and net.init_kwargs['widths']==[4,8] and Recipe(**net.card['recipe'])==recipe
     assert evaluate(net, 'valid', digit_dls(few, device='cpu'))==evaluate(learn)
 
+@pytest.mark.slow
 def test_a_grid_of_it(few, tmp_path):
     runs = run_experiment(dict(conv=recipe, linear=Recipe('Network', epochs=1, bs=100)), [1], tmp_path/'x.json', few, quiet=True)
     assert [o['arm'] for o in runs]==['conv','linear'] and runs[0]['recipe']['augment']==dict(rotate=5)
@@ -109,6 +110,7 @@ print(find_model('ImprovedNetwork').__module__, 'mnist_fastai.app' in sys.module
     p = run_python(code)
     assert p.stdout.strip()=='mnist_fastai.improvement False False', p.stderr
 
+@pytest.mark.slow
 def test_a_class_of_your_own_stands_in_for_the_librarys():
     code = """
 from mnist_fastai.models import Network, find_model, register_model
@@ -120,6 +122,7 @@ print(find_model('ImprovedNetwork') is ImprovedNetwork is not librarys)
     p = run_python(code)
     assert p.stdout.strip()=='True', p.stderr
 
+@pytest.mark.slow
 def test_a_file_names_a_network_that_is_not_known_here(learn, tmp_path):
     path = save_network(learn, tmp_path/'conv.pth')
     p = run_python("import sys\nfrom mnist_fastai.checkpoint import *\ntry: load_network(sys.argv[1])\nexcept CheckpointError as e: print(e)", path)

@@ -92,7 +92,7 @@ def hold(text, file, a, sign, b, metric):
     r = paired(file, a, b, metric)
     shown = '>' if r['low']>0 else '<' if r['high']<0 else '~'
     if shown!=sign:
-        raise Fault(f'"{text}" does not hold: over {r["n"]} seeds, {a} less {b} in {metric} is {r["difference"]:+.4g}, 95 % interval {r["low"]:+.4g} to {r["high"]:+.4g}, '
+        raise Fault(f'"{text}" does not hold: over {r["n"]:.0f} seeds, {a} less {b} in {metric} is {r["difference"]:+.4g}, 95 % interval {r["low"]:+.4g} to {r["high"]:+.4g}, '
                     f'which {"crosses zero" if shown=="~" else "lies wholly above zero" if shown==">" else "lies wholly below zero"}')
     small = metric.endswith(('loss','seconds','error','errors')) # small is good
     says = [s for words,s in (('better|more accurate|beats?', '<' if small else '>'), ('worse|less accurate', '>' if small else '<'), ('higher|slower|more', '>'),

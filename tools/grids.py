@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Run the experiments of lesson 16 and keep every run in `results/`.
+"""Run the experiments of lesson 9 and keep every run in `results/`.
 
 usage: python tools/grids.py [--seeds N] [--processes N] [--stale replace|keep] [NAME ...]        (default: all grids, seeds 1 to 10, 2 processes; forty minutes on 2 cores)
 
