@@ -21,12 +21,11 @@ from fastai.callback.schedule import *
 from fastai.callback.progress import *
 from matplotlib.ticker import MaxNLocator
 
-# %% ../nbs/06_training.ipynb #509d86e1
+# %% ../nbs/06_training.ipynb #afdbb5fa
 class DigitLoss(CrossEntropyLossFlat):
     "`CrossEntropyLossFlat` without the reshaping that logits (n, 10) do not need: the same loss, faster"
     def _contiguous(self, x): return x
 
-# %% ../nbs/06_training.ipynb #0f8c5a71
 def fused_adam(
     params, # Of the network
     lr:float, # Learning rate
@@ -119,7 +118,7 @@ def _check_last_batch(dls, model):
         raise ValueError(f'With a batch size of {bs} the last batch of {n:,} digits has one digit, '
                          'and batch normalization needs two: choose another batch size.')
 
-# %% ../nbs/06_training.ipynb #0652d1b2
+# %% ../nbs/06_training.ipynb #4ae7d275
 def digit_learner(
     dls, # Loaders, see `digit_dls`
     model:nn.Module, # A network that gives logits (n, 10)
@@ -139,7 +138,7 @@ def digit_learner(
         learn.logger = EpochTable(learn)
     return learn
 
-# %% ../nbs/06_training.ipynb #7415f63a
+# %% ../nbs/06_training.ipynb #18cddc57
 schedules = 'one-cycle','constant'
 
 def _as_tuples(o):
@@ -147,19 +146,6 @@ def _as_tuples(o):
     if isinstance(o, dict): return {k: _as_tuples(v) for k,v in o.items()}
     return tuple(map(_as_tuples, o)) if isinstance(o, (list,tuple)) else o
 
-def _check_recipe(r):
-    "Raise `ValueError` for a recipe that cannot be trained"
-    find_model(r.arch)
-    check_choice(r.schedule, schedules, 'schedule')
-    if not isinstance(r.epochs, int) or r.epochs<1:
-        raise ValueError(f'The number of epochs must be a positive integer, not {r.epochs!r}.')
-    if not 0<r.lr<float('inf'): raise ValueError(f'The learning rate must be a number above 0, not {r.lr}.')
-    if not 0<=r.wd<float('inf'): raise ValueError(f'Weight decay must be 0 or more, not {r.wd}.')
-    if not 0<=r.sqr_mom<1: raise ValueError(f'sqr_mom must be at least 0 and below 1, not {r.sqr_mom}.')
-    try: RandomWarp(**r.augment)
-    except TypeError as e: raise ValueError(f'augment must hold arguments of RandomWarp ({e}).') from None
-
-# %% ../nbs/06_training.ipynb #d9d63199
 @dataclass(frozen=True)
 class Recipe:
     "All that decides a run, apart from data, seed and machine. Plain data: equal after a round trip through JSON"
@@ -177,7 +163,19 @@ class Recipe:
         for o in ('kwargs','augment'): object.__setattr__(self, o, _as_tuples(getattr(self, o)))
         _check_recipe(self)
 
-# %% ../nbs/06_training.ipynb #1f8aea21
+def _check_recipe(r):
+    "Raise `ValueError` for a recipe that cannot be trained"
+    find_model(r.arch)
+    check_choice(r.schedule, schedules, 'schedule')
+    if not isinstance(r.epochs, int) or r.epochs<1:
+        raise ValueError(f'The number of epochs must be a positive integer, not {r.epochs!r}.')
+    if not 0<r.lr<float('inf'): raise ValueError(f'The learning rate must be a number above 0, not {r.lr}.')
+    if not 0<=r.wd<float('inf'): raise ValueError(f'Weight decay must be 0 or more, not {r.wd}.')
+    if not 0<=r.sqr_mom<1: raise ValueError(f'sqr_mom must be at least 0 and below 1, not {r.sqr_mom}.')
+    try: RandomWarp(**r.augment)
+    except TypeError as e: raise ValueError(f'augment must hold arguments of RandomWarp ({e}).') from None
+
+# %% ../nbs/06_training.ipynb #4c6dac9e
 recipes = {} # Name -> `Recipe`; the lessons fill it
 
 def find_recipe(
@@ -188,7 +186,6 @@ def find_recipe(
         with suppress(ValueError): find_model(name)
     return recipes[check_choice(name, recipes, 'recipe')]
 
-# %% ../nbs/06_training.ipynb #ea517234
 def train(
     recipe:Recipe,
     data:Mnist=None, # By default `load_mnist()`
@@ -212,7 +209,7 @@ def train(
         else: learn.fit(recipe.epochs)
     return learn
 
-# %% ../nbs/06_training.ipynb #3b1247e4
+# %% ../nbs/06_training.ipynb #38217cd6
 def check_unseen(
     model, # A network; after training it knows its `train_sources`
     ds:Digits, # What it is to be evaluated on
@@ -236,7 +233,6 @@ def check_unseen(
         raise ValueError(f'This network was trained on {" and ".join(shared)}, which may hold the same digits as the '
                          f'{ds.split} split of {ds.source}: evaluate it on other digits.')
 
-# %% ../nbs/06_training.ipynb #b7a33569
 def evaluate(
     model, # A `Learner`, or a network and `dls`
     split:str='valid', # One of `mnist_splits`
@@ -244,7 +240,8 @@ def evaluate(
 )->dict: # `loss` (cross-entropy), `accuracy`, `n`, `split`, `source`
     """Loss and accuracy on a split, in evaluation mode and without augmentation
 
-    Raises `ValueError` for an unknown split, and for digits the network may have learned from, see `check_unseen`."""
+    Raises `ValueError` for an unknown split, a network of unknown origin, and one trained on another dataset that may
+    hold the same digits, see `check_unseen`."""
     check_split(split)
     learn = model if isinstance(model, Learner) else Learner(dls or digit_dls(), model, loss_func=DigitLoss())
     dl = (dls or learn.dls)[mnist_splits.index(split)].new(shuffle=False)
@@ -257,10 +254,6 @@ def evaluate(
     return dict(loss=F.cross_entropy(logits, y).item(), accuracy=(logits.argmax(1)==y).double().mean().item(),
                 n=len(y), split=split, source=dl.dataset.source)
 
-# %% ../nbs/06_training.ipynb #a3a11f7b
-recipes['Network'] = Recipe('Network', {}, epochs=10, bs=256, lr=3e-3, wd=.4, sqr_mom=.99)
-
-# %% ../nbs/06_training.ipynb #59866511
 def _named(learns):
     "One or several learners or histories, by name"
     if isinstance(learns, (Learner,pd.DataFrame)): return {'': learns}
@@ -325,3 +318,6 @@ def plot_metrics(
         ax.plot(h.epoch, h[metric], '-', marker=_markers[i%5], ms=4, color=f'C{i}', label=name or None)
     if any(histories): ax.legend()
     return ax
+
+# %% ../nbs/06_training.ipynb #a3a11f7b
+recipes['Network'] = Recipe('Network', {}, epochs=10, bs=256, lr=3e-3, wd=.4, sqr_mom=.99)
