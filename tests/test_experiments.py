@@ -11,6 +11,8 @@ from mnist_fastai.data import Mnist
 from mnist_fastai.experiments import environment, environment_diff, fingerprint, ablation, grids, read_results, reproduce, run_experiment, run_once
 from mnist_fastai.training import Recipe, evaluate, train
 
+pytestmark = pytest.mark.slow
+
 tiny = Recipe('ImprovedNetwork', dict(sizes=(784,16,10)), epochs=2, bs=100)
 arms = dict(a=tiny, b=replace(tiny, lr=3e-3))
 
@@ -140,9 +142,6 @@ from dataclasses import replace
 from mnist_fastai.data import *
 from mnist_fastai.experiments import *
 from mnist_fastai.training import Recipe
-
-pytestmark = pytest.mark.slow
-
 if __name__=='__main__':
     sample = load_mnist(sample=True)
     few = Mnist(sample.train.subset(slice(500)), sample.valid.subset(slice(200)), sample.test, sample.source)
