@@ -209,7 +209,7 @@ def train(
         else: learn.fit(recipe.epochs)
     return learn
 
-# %% ../nbs/06_training.ipynb #38217cd6
+# %% ../nbs/06_training.ipynb #8908ca41
 def check_unseen(
     model, # A network; after training it knows its `train_sources`
     ds:Digits, # What it is to be evaluated on
@@ -222,7 +222,7 @@ def check_unseen(
     if info not in (None, ds.info):
         pairs = [(k, v, getattr(ds.info, k)) for k,v in vars(info).items()]
         other = '; '.join(f'{k} {a}, and these digits have {b}' for k,a,b in pairs if a!=b)
-        raise ValueError(f'This network was trained on data with {other}: use digits prepared as its own were.')
+        raise ValueError(f'This network was trained on data with {other}: prepare the digits in the same way.')
     if not ds.source: return
     sources = getattr(net, 'train_sources', None)
     if sources is None:
