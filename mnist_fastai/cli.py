@@ -36,8 +36,10 @@ def _parser():
     p.add_argument('--device', help='cpu, cuda or mps (default: a GPU if there is one)')
     p.add_argument('--sample', action=argparse.BooleanOptionalAction,
                    help='use the packaged sample; or never use it (default: where MNIST cannot be reached)')
-    p.add_argument('--mirror', help='URL or absolute folder of the four archives, tried first (default: MNIST_FASTAI_MIRROR)')
-    p.add_argument('--root', help='folder where MNIST is kept (default: MNIST_FASTAI_ROOT, else the data folder of fastai)')
+    p.add_argument('--mirror',
+                   help='URL or absolute folder of the four archives, tried first (default: MNIST_FASTAI_MIRROR)')
+    p.add_argument('--root',
+                   help='folder where MNIST is kept (default: MNIST_FASTAI_ROOT, else the data folder of fastai)')
     return p
 
 def _device(name):
@@ -54,7 +56,9 @@ def _writable(out):
     try:
         out.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=out).close()
-    except OSError as e: raise OSError(f'{out} cannot be written to ({e.strerror or e}): make room, or choose another folder with --out.') from None
+    except OSError as e:
+        raise OSError(f'{out} cannot be written to ({e.strerror or e}): '
+                      'make room, or choose another folder with --out.') from None
 
 def _train_one(name, recipe, args, data, device, done):
     "Train and save one network; the learner, and its row of results"
@@ -89,7 +93,7 @@ def _run(args, done):
     plan = {name: replace(find_recipe(name), **changes) for name in args.networks}
     _writable(args.out)
     data = load_mnist(args.root, args.mirror, args.sample)
-    what = {'mnist': 'MNIST, every file verified', 'sample': 'the packaged sample of MNIST; results are from the sample'}
+    what = dict(mnist='MNIST, every file verified', sample='the packaged sample of MNIST; results are from the sample')
     print(f'Data: {what[data.source]} ({len(data.train):,} digits to train on, {len(data.valid):,} for validation, '
           f'{len(data.test):,} for the test).')
     for r in plan.values(): # what cannot be trained raises its error before anything is trained
@@ -104,7 +108,8 @@ def _run(args, done):
     ax.figure.savefig(png, dpi=120, bbox_inches='tight')
     done.append(atomic_write(args.out/'losses.png', png.getvalue()))
     device = str(learns[name].dls.device)
-    res = dict(source=data.source, networks=results, versions=versions(), device=device, threads=torch.get_num_threads())
+    res = dict(source=data.source, networks=results, versions=versions(), device=device,
+               threads=torch.get_num_threads())
     done.append(atomic_write(args.out/'results.json', (json.dumps(res, indent=1, allow_nan=False) + '\n').encode()))
     formats = dict(parameters='{:,}'.format, seconds='{:.1f}'.format)
     print('\n' + pd.concat(tables).to_string(formatters=formats, float_format='{:.4f}'.format))
@@ -113,13 +118,14 @@ def _run(args, done):
 def main(argv=None):
     "Entry point of `mnist_train`; returns the exit code"
     args,done = _parser().parse_args(argv),[]
-    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(line_buffering=True) # progress is seen through a pipe, too
+    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(line_buffering=True) # progress through a pipe, too
     try:
         from mnist_fastai.files import DataError
         _run(args, done)
     except KeyboardInterrupt:
         whole = ', '.join(o.name for o in done)
-        print('\nStopped. ' + (f'Finished and whole in {args.out}: {whole}.' if whole else 'Nothing was finished, so nothing was written.'), file=sys.stderr)
+        done_so_far = f'Finished and whole in {args.out}: {whole}.' if whole else 'Nothing was finished or written.'
+        print(f'\nStopped. {done_so_far}', file=sys.stderr)
         return 130
     except (DataError, ValueError, OSError) as e:
         print(f'mnist_train: {e}', file=sys.stderr)

@@ -1,7 +1,7 @@
 """The official files of MNIST: found, fetched, verified. And the sample, which stands in where they cannot be had.
 
-`mnist_fastai.data` builds on this module and is the one to import. Nothing here is specific to learning, so it is a plain file
-and not a lesson; what it guards against is shown in `nbs/under_the_hood/files.ipynb`.
+`mnist_fastai.data` builds on this module and is the one to import. Nothing here is specific to learning, so it is a
+plain file and not a lesson; what it guards against is shown in `nbs/under_the_hood/files.ipynb`.
 """
 
 __all__ = ['FILES', 'DataError', 'Unreachable', 'mnist_root', 'mnist_mirror', 'read_verified', 'mnist_files', 'sample_arrays']
@@ -44,7 +44,8 @@ def mnist_root(
     from fastai.data.external import fastai_path
     try: return Path(fastai_path('data'))
     except OSError as e:
-        raise DataError(f"fastai's folder for data cannot be made ({e}): set MNIST_FASTAI_ROOT to a folder you can write to.") from e
+        raise DataError(f"fastai's folder for data cannot be made ({e}): "
+                        'set MNIST_FASTAI_ROOT to a folder you can write to.') from e
 
 def mnist_mirror(
     mirror=None, # URL or absolute folder that holds the four archives; by default `MNIST_FASTAI_MIRROR`
@@ -55,15 +56,19 @@ def mnist_mirror(
     if mirror.lower().startswith(('http://', 'https://')): return mirror.rstrip('/') + '/'
     p = Path(mirror).expanduser()
     if not p.is_absolute():
-        raise DataError(f"The mirror {mirror!r} is neither a URL (http://, https://) nor an absolute path of a folder: give one of these.")
+        raise DataError(f'The mirror {mirror!r} is neither a URL (http://, https://) nor an absolute path of a folder: '
+                        'give one of these.')
     if not p.is_dir():
-        raise DataError(f"The mirror folder {str(p)!r} does not exist: correct MNIST_FASTAI_MIRROR, or leave it out to use the public mirrors.")
+        raise DataError(f'The mirror folder {str(p)!r} does not exist: correct MNIST_FASTAI_MIRROR, '
+                        'or leave it out to use the public mirrors.')
     return p
 
 def read_verified(
     path, # An extracted file of MNIST; its name says which
 ) -> np.ndarray: # Its bytes, uint8
-    "The bytes of the file at `path`, if they are the official ones. Raises `DataError` that says what is wrong, `FileNotFoundError` if it is missing"
+    """The bytes of the file at `path`, if they are the official ones
+
+    Raises `DataError` that says what is wrong, `FileNotFoundError` if there is no file."""
     path = Path(path)
     size,sha = FILES[path.name]
     n = path.stat().st_size
@@ -92,16 +97,16 @@ def mnist_files(
 ) -> dict: # Name of the file: its bytes, uint8
     """The four files of MNIST, verified on every call; those missing or damaged are fetched first.
 
-    A damaged file is renamed to `*.damaged` once its replacement is there. Raises `Unreachable` if files are missing and no mirror
-    gives them, `DataError` if one is damaged and cannot be replaced, if the folder cannot be written to, or if `mirror` is no mirror,
-    `ValueError` if `timeout` is no time."""
+    A damaged file is renamed to `*.damaged` once its replacement is there. Raises `Unreachable` if files are missing and
+    no mirror gives them, `DataError` if one is damaged and cannot be replaced, if the folder cannot be written to, or if
+    `mirror` is not a mirror, `ValueError` if `timeout` is not a time."""
     if isinstance(timeout, bool) or not isinstance(timeout, (int,float)) or not 0<timeout<1e9:
         raise ValueError(f'The timeout must be a number of seconds above 0, not {timeout!r}.')
     raw = mnist_root(root)/'MNIST'/'raw'
     found = {name: _state(raw/name) for name in FILES}
     if any(a is None for a,_ in found.values()):
-        mirrors = [m for m in [mnist_mirror(mirror)] if m] # a mirror that does not exist is told before anything is touched
-        damaged = [name for name,(_,fault) in found.items() if fault] # these come first, since the sample must not hide them
+        mirrors = [m for m in [mnist_mirror(mirror)] if m] # raises before anything is touched
+        damaged = [name for name,(_,fault) in found.items() if fault] # first, since the sample must not hide them
         with _lock(raw, found[damaged[0]][1] if damaged else ''):
             for name in dict.fromkeys([*damaged, *FILES]):
                 if found[name][0] is None: found[name] = _state(raw/name) # another process may have been faster
@@ -121,8 +126,9 @@ def _lock(raw, fault='', wait=900):
         yield
 
 def _unwritable(raw, e, fault):
-    return DataError((f'{fault}, and ' if fault else '') + f'{raw} cannot be written to ({getattr(e, "strerror", None) or e}): make room or choose another folder with '
-                     'MNIST_FASTAI_ROOT, or set MNIST_FASTAI_SAMPLE=1 to use the packaged sample.')
+    before = f'{fault}, and ' if fault else ''
+    return DataError(f'{before}{raw} cannot be written to ({getattr(e, "strerror", None) or e}): make room or choose '
+                     'another folder with MNIST_FASTAI_ROOT, or set MNIST_FASTAI_SAMPLE=1 to use the packaged sample.')
 
 def _fetch(name, raw, mirrors, timeout, fault):
     "Fetch, extract and verify one file apart from the others, then put it into its place; returns its bytes"
@@ -133,7 +139,8 @@ def _fetch(name, raw, mirrors, timeout, fault):
         for source in sources:
             with TemporaryDirectory(prefix='.fetch-', dir=raw, ignore_cleanup_errors=True) as tmp:
                 tmp = Path(tmp)
-                why = _from_folder(source, archive, tmp) if isinstance(source, Path) else _from_url(source, archive, tmp, timeout)
+                if isinstance(source, Path): why = _from_folder(source, archive, tmp)
+                else: why = _from_url(source, archive, tmp, timeout)
                 a,bad = _state(tmp/name) if why is None else (None, why)
                 if a is None:
                     if source!=raw: notes.append(f'{source}: {bad}')
@@ -144,10 +151,10 @@ def _fetch(name, raw, mirrors, timeout, fault):
                 return a
     except OSError as e: raise _unwritable(raw, e, fault) from e
     tried = '; '.join(notes)
-    if fault: raise DataError(f'{fault}, and no mirror gives a whole one ({tried}): connect to the network or name a mirror with '
-                              'MNIST_FASTAI_MIRROR, or set MNIST_FASTAI_SAMPLE=1 to use the packaged sample.')
-    raise Unreachable(f'{name} is not in {raw}, and no mirror gives it ({tried}): connect to the network or name a mirror with '
-                      'MNIST_FASTAI_MIRROR, or set MNIST_FASTAI_SAMPLE=1 to use the packaged sample.')
+    advice = ('connect to the network or name a mirror with MNIST_FASTAI_MIRROR, '
+              'or set MNIST_FASTAI_SAMPLE=1 to use the packaged sample.')
+    if fault: raise DataError(f'{fault}, and no mirror gives a whole one ({tried}): {advice}')
+    raise Unreachable(f'{name} is not in {raw}, and no mirror gives it ({tried}): {advice}')
 
 def _from_folder(folder, archive, tmp):
     "Copy `archive` and let torchvision extract it; returns None, or why it cannot"
@@ -168,21 +175,23 @@ def _from_url(url, archive, tmp, timeout):
     socket.setdefaulttimeout(timeout) # torchvision sets none, and a silent server would hold it for ever
     try: return _torchvision_download(url, archive, tmp)
     except TimeoutError: return f'no answer within {timeout:g} seconds'
-    except (URLError, HTTPException, ValueError) as e: return str(getattr(e, 'reason', None) or e) or type(e).__name__ # ValueError: a malformed URL
+    except (URLError, HTTPException, ValueError) as e: # ValueError: a malformed URL
+        return str(getattr(e, 'reason', None) or e) or type(e).__name__
     except OSError as e:
         if e.errno in _LOCAL: raise
         return e.strerror or str(e)
     finally: socket.setdefaulttimeout(before)
 
 def _torchvision_download(url, archive, folder):
-    "torchvision's own `MNIST.download`, md5 check and all, for one archive from one mirror; returns None, or why it failed"
+    "torchvision's own `MNIST.download`, md5 check and all, for one archive from one mirror; None, or why it failed"
     from torchvision.datasets import MNIST
     class OneArchive(MNIST):
         mirrors,resources = [url],[o for o in MNIST.resources if o[0]==archive]
         raw_folder = str(folder)
         def __init__(self): pass
     try: OneArchive().download()
-    except (RuntimeError, EOFError) as e: return ' '.join(str(e).split()).split('got: ')[-1].rstrip('.') # torchvision's sentence over several lines
+    except (RuntimeError, EOFError) as e: # torchvision's sentence goes over several lines
+        return ' '.join(str(e).split()).split('got: ')[-1].rstrip('.')
 
 def sample_arrays():
     "The packaged sample (see `SAMPLE.md`): images, uint8 (5000, 28, 28), and labels, uint8 (5000,)"

@@ -258,7 +258,7 @@ sys.meta_path.insert(0, Finder())
 from mnist_fastai.cli import main
 sys.exit(main(['--sample', '--out', sys.argv[2]]))
 ''', module, tmp_path/'out')
-    assert r.returncode==130 and r.stderr=='\nStopped. Nothing was finished, so nothing was written.\n' and r.stdout=='', r.stderr
+    assert r.returncode==130 and r.stderr=='\nStopped. Nothing was finished or written.\n' and r.stdout=='', r.stderr
 
 # --- help
 
