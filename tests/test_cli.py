@@ -240,7 +240,7 @@ def test_stopped(tmp_path, during, finished):
     out,err = p.communicate(timeout=60)
     assert p.returncode==130 and 'Traceback' not in err, err
     said, = err.split('\n')[1:-1] # after the line of the ^C
-    assert said.startswith('Stopped. ') and all(o in said for o in finished or ['nothing was written'])
+    assert said.startswith('Stopped. ') and all(o in said for o in finished or ['Nothing was finished or written'])
     assert 'Written to' not in out and names(tmp_path)==FILES
     for o in FILES - finished: assert (tmp_path/o).read_text()=='from before'
     for o in finished: assert load_network(tmp_path/o).card['epochs']==12
