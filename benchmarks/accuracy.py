@@ -14,7 +14,7 @@ from mnist_fastai.core import versions
 from mnist_fastai.cli import main as mnist_train
 from mnist_fastai.data import load_mnist
 from mnist_fastai.eda import NearestMean
-from mnist_fastai.final import final_test
+from mnist_fastai.final_test import final_test
 
 here = Path(__file__).parent
 

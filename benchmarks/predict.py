@@ -13,7 +13,7 @@ from PIL import Image
 from mnist_fastai.core import versions, atomic_write
 from mnist_fastai.data import load_mnist
 from mnist_fastai.inference import Predictor
-from mnist_fastai.papers import photographed, shifted
+from mnist_fastai.synthetic import photographed, shifted
 
 def main(n=3000):
     rng,ds = np.random.default_rng(0),load_mnist().valid

@@ -4,7 +4,7 @@
     python benchmarks/reader.py             # the chosen recipe and the one without bending over the seeds 42-44: reader.json
     python benchmarks/reader.py --save      # the same, and puts the network of the first seed into the package
 
-Recipes are judged by digits of the validation split in the forms of `mnist_fastai.papers`, prepared by `prepare`. The foreign digits (`load_digits` of
+Recipes are judged by digits of the validation split in the forms of `mnist_fastai.synthetic`, prepared by `preprocess`. The foreign digits (`load_digits` of
 scikit-learn) are read by the second command alone, after the choice.
 """
 import argparse, csv, json, sys, time
@@ -17,9 +17,10 @@ from mnist_fastai.checkpoint import save_network
 from mnist_fastai.core import versions, atomic_write
 from mnist_fastai.data import Digits, load_mnist
 from mnist_fastai.improvement import recipes
-from mnist_fastai.inference import Blank, prepare
+from mnist_fastai.images import BlankError
+from mnist_fastai.preprocess import preprocess
 from mnist_fastai.interpret import logits_of
-from mnist_fastai.papers import handed_in, kinds
+from mnist_fastai.synthetic import simulate, capture_kinds
 from mnist_fastai.training import train
 
 here = Path(__file__).parent
@@ -38,12 +39,12 @@ grid = {
 }
 
 def form(picture):
-    try: return prepare(picture)
-    except Blank: return torch.zeros(28, 28, dtype=torch.uint8)
+    try: return preprocess(picture)
+    except BlankError: return torch.zeros(28, 28, dtype=torch.uint8)
 
 def forms_of(ds):
     "`ds` as it is and in every form, prepared"
-    return dict(clean=ds.images) | {k: torch.stack([form(o) for o in handed_in(ds, k)]) for k in kinds}
+    return dict(clean=ds.images) | {k: torch.stack([form(o) for o in simulate(ds, k)]) for k in capture_kinds}
 
 def accuracies(net, forms, labels): return {k: (logits_of(net, Digits(o)).argmax(1)==labels).double().mean().item() for k,o in forms.items()}
 
@@ -68,7 +69,7 @@ def run_grid(data, seeds):
 def run_arms(data, seeds, save):
     from sklearn.datasets import load_digits
     ds,f = data.valid.subset(slice(0, None, 5)),load_digits()
-    forms,foreign = forms_of(ds),torch.stack([prepare((o/16).astype(np.float32)) for o in f.images])
+    forms,foreign = forms_of(ds),torch.stack([preprocess((o/16).astype(np.float32)) for o in f.images])
     runs,out = [],{}
     for arm,recipe in dict(ImprovedNetwork=recipes['ImprovedNetwork'], reader=recipes['Reader']).items():
         for seed in seeds:
@@ -82,9 +83,9 @@ def run_arms(data, seeds, save):
             runs.append(run)
             print(f'{arm}, seed {seed}: validation {100*run["valid_accuracy"]:.2f} %, all forms {100*run["forms"]:.2f} %, load_digits {100*run["load_digits"]:.2f} %, {seconds:.0f} s', flush=True)
             if arm=='reader' and seed==seeds[0]:
-                sure_from = logits[::2].double().softmax(1).amax(1).quantile(.02).item() # 2 % of one half of validation are below
-                out = dict(sure_from=sure_from)
-                if save: save_network(learn, here.parent/'mnist_fastai'/'reader.pth', dict(sure_from=sure_from, valid_accuracy=run['valid_accuracy'], load_digits=run['load_digits']))
+                threshold = logits[::2].double().softmax(1).amax(1).quantile(.02).item() # 2 % of one half of validation are below
+                out = dict(sure_from=threshold)
+                if save: save_network(learn, here.parent/'mnist_fastai'/'reader.pth', dict(sure_from=threshold, valid_accuracy=run['valid_accuracy'], load_digits=run['load_digits']))
     out |= dict(runs=runs, recipes={k: asdict(o) for k,o in dict(ImprovedNetwork=recipes['ImprovedNetwork'], reader=recipes['Reader']).items()}, source=data.source, n_train=len(data.train),
                versions=versions(), device='cpu', threads=torch.get_num_threads(), cpu=torch.backends.cpu.get_cpu_capability())
     atomic_write(here/'reader.json', (json.dumps(out, indent=1) + '\n').encode())

@@ -15,7 +15,9 @@ from PIL import Image
 from fastai.basics import *
 from .core import *
 from .checkpoint import *
-from .inference import Blank, ImageError, Predictor, prepare_steps
+from .images import BlankError, ImageError
+from .preprocess import preprocess_steps
+from .inference import Predictor
 
 # %% ../nbs/18_app.ipynb #bb3e4b1c
 upload_limit = 5_000_000 # bytes that a picture may have
@@ -40,8 +42,8 @@ def as_picture(
 ): # What a `Predictor` takes: the bytes of a file, a PIL image, an array or a tensor
     """Make a picture of what came from a page; text is never taken as a path
 
-    Raises `Blank` if there is nothing yet, `ImageError` for what is no picture"""
-    if value is None or isinstance(value, str) and not value: raise Blank('Nothing is drawn yet: draw a digit, or upload a picture of one.')
+    Raises `BlankError` if there is nothing yet, `ImageError` for what is no picture"""
+    if value is None or isinstance(value, str) and not value: raise BlankError('Nothing is drawn yet: draw a digit, or upload a picture of one.')
     if isinstance(value, str): return _from_url(value)
     if isinstance(value, dict): return _from_layers(value)
     if isinstance(value, (Image.Image,np.ndarray,Tensor)): return value
@@ -51,26 +53,26 @@ def as_picture(
 def look(
     reader:Predictor,
     value, # What a page hands over, see `as_picture`
-)->dict: # `says`: a sentence; `answer`: an `Answer`, or None; `steps`: pictures of the preprocessing by name, see `prepare_steps`
+)->dict: # `says`: a sentence; `answer`: a `Prediction`, or None; `steps`: pictures of the preprocessing by name, see `preprocess_steps`
     "All there is to show for a drawing. What cannot be read is said, not raised"
     try:
         picture = as_picture(value)
-        answer,steps = reader(picture),prepare_steps(picture)
+        answer,steps = reader(picture),preprocess_steps(picture)
     except ImageError as e: return dict(says=str(e), answer=None, steps={})
     return dict(says=answer.text[:1].upper() + answer.text[1:], answer=answer, steps=steps)
 
 # %% ../nbs/18_app.ipynb #4c97d950
-def bars_html(answer=None)->str: # An `Answer`; None for bars without length
+def bars_html(answer=None)->str: # A `Prediction`; None for bars without length
     "The ten probabilities as HTML: a list of digits, bars and numbers"
     ps = answer.probs.tolist() if answer else [0]*10
-    top = () if not answer else (answer.label,) if answer.sure or answer.two else (answer.label,answer.second)
+    top = () if not answer else (answer.label,) if answer.confident or answer.multiple_digits else (answer.label,answer.second)
     rows = [(i, 'top' if i in top else '', f'{100*p:.1f}') for i,p in enumerate(ps)]
     rows = [f'<dt class="{c}">{i}</dt><dd class="{c}"><i style="width:{w}%"></i></dd><dd class="amount {c}">{w+" %" if answer else "–"}</dd>' for i,c,w in rows]
     return f'<dl class="bars" aria-label="Probability of each digit">{"".join(rows)}</dl>'
 
 # %% ../nbs/18_app.ipynb #a45d9a30
-captions = dict(picture='what came in, made smaller if large', polarity='ink light, paper dark', paper='the light on the paper taken away', ink='strong ink made full, dust removed',
-                crop='cut out around the ink', stroke='thin strokes made thicker', box='fitted into 20×20', centre='its centre in the middle: 28×28, what the network sees')
+captions = dict(picture='what came in, made smaller if large', polarity='ink light, paper dark', background='the light on the paper taken away', contrast='strong ink made full, dust removed',
+                crop='cut out around the ink', stroke='thin strokes made thicker', box='fitted into 20×20', center='its center in the middle: 28×28, what the network sees')
 
 def _img(a, k, most=280):
     "A picture with values from 0 to 1 as an HTML image"
@@ -80,7 +82,7 @@ def _img(a, k, most=280):
     im.resize((n*im.width,n*im.height), Image.Resampling.NEAREST).save(buf, 'png')
     return f'<img alt="Your picture after the stage {k}" src="data:image/png;base64,{base64.b64encode(buf.getvalue()).decode()}">'
 
-def stages_html(steps:dict)->str: # From `prepare_steps`
+def stages_html(steps:dict)->str: # From `preprocess_steps`
     "The stages as HTML: a picture and a caption each"
     figs = [f'<figure>{_img(a, k)}<figcaption><b>{k}</b> {captions.get(k, "")}</figcaption></figure>' for k,a in steps.items()]
     return f'<h2>From your picture to the network</h2><div class="stages">{"".join(figs)}</div>' if figs else ''
@@ -88,7 +90,7 @@ def stages_html(steps:dict)->str: # From `prepare_steps`
 def respond(reader:Predictor, value)->tuple: # HTML of the answer, and of the stages
     "What the page shows for what it hands over, see `look`"
     view = look(reader, value)
-    kind = 'none' if view['answer'] is None else 'sure' if view['answer'].sure else 'unsure'
+    kind = 'none' if view['answer'] is None else 'sure' if view['answer'].confident else 'unsure'
     return f'<p class="says {kind}" role="status">{html.escape(view["says"])}</p>{bars_html(view["answer"])}', stages_html(view['steps'])
 
 # %% ../nbs/18_app.ipynb #9fe27dae
@@ -116,7 +118,7 @@ def page(
     def read(picture:str)->dict:
         "Read a digit from a picture, given as a data URL"
         a = (view := look(reader, picture))['answer']
-        return dict(says=view['says'], label=a and a.label, sure=bool(a and a.sure), probabilities=a and a.probs.tolist())
+        return dict(says=view['says'], label=a and a.label, sure=bool(a and a.confident), probabilities=a and a.probs.tolist())
     said,shown = respond(reader, None)
     with gr.Blocks(title='Handwritten digits', analytics_enabled=False, delete_cache=(keep,keep)) as demo:
         gr.Markdown('# Handwritten digits\nDraw a digit from 0 to 9 with the mouse or a finger, or upload a picture of one. The answer comes with every stroke.')

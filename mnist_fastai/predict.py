@@ -3,14 +3,14 @@
 A plain file: how a picture is prepared and read is taught in lesson 16, and this only strings it together.
 """
 
-__all__ = ['main', 'pictures_in']
+__all__ = ['main', 'find_images']
 
 import argparse, json, os, sys
 from pathlib import Path
 
 suffixes = {'.png','.jpg','.jpeg','.jpe','.mpo','.gif','.bmp','.tif','.tiff','.webp','.pgm','.ppm','.pbm','.pnm'} #: of the pictures in a folder
 
-def pictures_in(
+def find_images(
     paths, # Files and folders
 ): # The files, and in folders, at any depth, those with the suffix of a picture; in order, each folder's when it is reached
     "What the command reads, one path after another, so that no long list is kept"
@@ -26,14 +26,14 @@ def pictures_in(
         if not found: yield p # answered like a file that is none, and not passed over
 
 def _parser():
-    from mnist_fastai import pictures
+    from mnist_fastai import images
     p = argparse.ArgumentParser('mnist_predict', description='Read the digit in each picture. One digit a picture, on any paper, in any size from 8 pixels up.',
-                                epilog=f'Read are {", ".join(pictures.formats)}, up to {pictures.most_pixels//10**6} million pixels. The exit code is 0 if all pictures were read, 1 if some could not be, 2 if the command was not understood.')
+                                epilog=f'Read are {", ".join(images.formats)}, up to {images.max_pixels//10**6} million pixels. The exit code is 0 if all pictures were read, 1 if some could not be, 2 if the command was not understood.')
     p.add_argument('images', nargs='+', metavar='IMAGE', type=Path, help='files, and folders whose pictures are read')
     p.add_argument('--json', action='store_true', help='a line of JSON for each picture')
     p.add_argument('--show', action='store_true', help='also draw what the network saw, in characters')
     p.add_argument('--model', type=Path, help='a file made by save_network or mnist_train (default: the reader that comes with mnist_fastai)')
-    p.add_argument('--sure-from', type=float, metavar='P', help='probability from which an answer is sure (default: what the file of the network says)')
+    p.add_argument('--threshold', type=float, metavar='P', help='probability from which a prediction is confident (default: what the file of the network says)')
     return p
 
 def _drawing(image):
@@ -43,12 +43,13 @@ def _drawing(image):
 
 def _line(path, o, args):
     "What is said of one picture"
-    from mnist_fastai.inference import ImageError
+    from mnist_fastai.images import ImageError
     name = str(path).encode('utf-8', 'backslashreplace').decode('utf-8') # a file's name may hold what no terminal can print
     name = ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
     if isinstance(o, ImageError): return json.dumps(dict(file=name, error=str(o))) if args.json else f'{name}: {o}'
     if not args.json: return f'{name}: {o.text}' + (f'\n{_drawing(o.image)}' if args.show else '')
-    res = dict(file=name, digit=o.label, sure=o.sure, probabilities=[round(v, 6) for v in o.probs.tolist()], two_digits=o.two)
+    res = dict(file=name, label=o.label, confidence=round(o.confidence, 6), confident=o.confident,
+               multiple_digits=o.multiple_digits, probabilities=[round(v, 6) for v in o.probs.tolist()])
     return json.dumps(res | (dict(image=o.image.tolist()) if args.show else {}))
 
 class _Count:
@@ -63,9 +64,10 @@ class _Count:
 def _run(args):
     "Read all; returns how many could not be read"
     from itertools import tee
-    from mnist_fastai.inference import ImageError, Predictor
-    read,bad,count = Predictor(args.model, args.sure_from),0,_Count()
-    names,sources = tee(pictures_in(args.images))
+    from mnist_fastai.images import ImageError
+    from mnist_fastai.inference import Predictor
+    read,bad,count = Predictor(args.model, args.threshold),0,_Count()
+    names,sources = tee(find_images(args.images))
     for path,o in zip(names, read.stream(sources)):
         failed = isinstance(o, ImageError)
         bad += failed

@@ -12,7 +12,9 @@ from conftest import ctrl_c, repo, run_python
 from mnist_fastai.app import *
 from mnist_fastai.app import _free_port, _gradio, _part, _write_all
 from mnist_fastai.checkpoint import CheckpointError
-from mnist_fastai.inference import Blank, ImageError, Predictor, stages
+from mnist_fastai.images import BlankError, ImageError
+from mnist_fastai.inference import Predictor
+from mnist_fastai.preprocess import stages
 
 black,white,clear = (0,0,0,255),(255,255,255,255),(0,0,0,0)
 seven = [(.3,.25),(.7,.25),(.45,.8)]
@@ -61,13 +63,13 @@ def test_editors(reader):
 
 @pytest.mark.parametrize('o', [None, '', {}, dict(background=None, layers=[], composite=None), dict(background=None, layers=None, composite=None), dict(layers=[None])])
 def test_nothing(o):
-    with pytest.raises(Blank, match='draw a digit'): as_picture(o)
+    with pytest.raises(BlankError, match='draw a digit'): as_picture(o)
 
 @pytest.mark.parametrize('o', ['text', '/etc/hostname', 'models/losses.png', 'file:///etc/hostname', 'http://127.0.0.1/x.png', 'data:text/html;base64,aGk=', 'data:image/png,abc', 'data:image/png;base64,?!',
                                'data:image/png;base64,' + 'A'*(4*upload_limit//3+8), 7, [1,2], Path('models/losses.png'), b'PNG', 3.5, True])
 def test_what_is_no_picture(o):
     with pytest.raises(ImageError) as e: as_picture(o)
-    assert not isinstance(e.value, Blank) and len(str(e.value))<200 and str(e.value).endswith('.')
+    assert not isinstance(e.value, BlankError) and len(str(e.value))<200 and str(e.value).endswith('.')
 
 def test_data_urls(reader):
     for kind in ('png','jpeg'): assert label(reader, data_url(drawn(mode='RGB'), kind))==7
@@ -113,9 +115,9 @@ def test_html_of_an_answer(reader):
 
 def test_not_sure(reader):
     a = reader(drawn())
-    a.sure_from = 1.1
+    a.threshold = 1.1
     said,_ = respond(lambda o: a, drawn())
-    assert not a.sure and 'says unsure' in said and '>Not sure' in said
+    assert not a.confident and 'says unsure' in said and '>Not sure' in said
     assert {i for i,o in enumerate(o for k,o in Tags(said).tags if k=='dt') if o['class']=='top'}=={a.label,a.second}
 
 def test_what_is_said_cannot_be_html(reader):

@@ -6,7 +6,6 @@ import matplotlib.pyplot as plt
 from torch import nn
 
 from mnist_fastai.data import Digits
-from mnist_fastai.eda import NearestMean
 from mnist_fastai.interpret import *
 from mnist_fastai.improvement import ImprovedNetwork
 from mnist_fastai.models import Network
@@ -65,18 +64,18 @@ def test_mistakes():
     labels = torch.tensor([1,2,3,4])
     table = mistakes(dict(a=onehot([1,0,0,4]), b=onehot([1,2,5,7], .8)), labels)
     assert table.index.tolist()==[1,2,3] and table.label.tolist()==[2,3,4]
-    assert table['a said'].tolist()==[0,0,4] and table['b said'].tolist()==[2,5,7]
-    np.testing.assert_allclose(table['a sureness'], .9, rtol=1e-5)
-    np.testing.assert_allclose(table['b sureness'], .8, rtol=1e-5)
+    assert table['a predicted'].tolist()==[0,0,4] and table['b predicted'].tolist()==[2,5,7]
+    np.testing.assert_allclose(table['a confidence'], .9, rtol=1e-5)
+    np.testing.assert_allclose(table['b confidence'], .8, rtol=1e-5)
     assert table.wrong.tolist()==['a','a and b','b']
 
 def test_no_mistakes():
     table = mistakes(dict(a=onehot([1,2])), torch.tensor([1,2]))
-    assert len(table)==0 and list(table.columns)==['label','a said','a sureness','wrong']
+    assert len(table)==0 and list(table.columns)==['label','a predicted','a confidence','wrong']
 
 @pytest.mark.parametrize('idxs', [[3,1], torch.tensor([3,1]), pd.Index([3,1])])
 def test_show_answers(few, idxs):
-    axs = show_answers(few, onehot([4]*50, .75), idxs)
+    axs = show_predictions(few, onehot([4]*50, .75), idxs)
     want = [few.labels[3].item(),few.labels[1].item()]
     assert [ax.get_title() for ax in axs]==[f'{o} → 4, 75 %' for o in want]
     np.testing.assert_array_equal(axs[0].images[0].get_array(), few.images[3])
@@ -129,205 +128,21 @@ def test_show_maps(few):
     assert im.get_clim()==(-1,1) and im.get_array()[3,4]==-1 and im.get_array()[5,6]==.5 and not axs[1].images[0].get_array().any()
     assert [ax.get_title() for ax in axs]==['a','b'] and axs[0].collections and not axs[1].collections
 
-# --- calibration
-
-def probs_of(rows):
-    "Probabilities (n, 10) in which `rows` gives what is said and how surely"
-    return torch.stack([onehot([d], p).double().softmax(1)[0] for d,p in rows])
-
-def test_reliability():
-    table = reliability(probs_of([(0,.95),(0,.93),(1,.55),(2,.51)]), torch.tensor([0,1,1,2]))
-    assert len(table)==10 and table.n.tolist()==[0]*5 + [2] + [0]*3 + [2]
-    np.testing.assert_allclose(table.loc[1.], [2,.94,.5], rtol=1e-5)
-    np.testing.assert_allclose(table.loc[.6], [2,.53,1], rtol=1e-5)
-    assert table.sureness.isna().sum()==table.accuracy.isna().sum()==8
-    assert calibration_error(table)==pytest.approx((.44+.47)/2, rel=1e-5)
-
-def test_every_digit_is_in_one_bin():
-    rows = torch.zeros(3,10, dtype=torch.double)
-    rows[:,0] = torch.tensor([.5,1.,1+1e-12]) # an upper end, the last end, and rounding beyond it
-    table = reliability(rows, torch.tensor([0,0,0]))
-    assert table.n.tolist()==[0,0,0,0,1,0,0,0,0,2]
-
-@pytest.mark.parametrize('bins', [5,10,15])
-def test_reliability_is_sklearns(sample, bins):
-    from sklearn.calibration import calibration_curve
-    p = torch.randn(500,10, generator=torch.Generator().manual_seed(0)).double().mul(2).softmax(1)
-    table = reliability(p, sample.valid.labels, bins)
-    frac,mean = calibration_curve(p.argmax(1)==sample.valid.labels, p.max(1).values, n_bins=bins)
-    np.testing.assert_allclose(table.accuracy.dropna(), frac)
-    np.testing.assert_allclose(table.sureness.dropna(), mean)
-    assert table.n.sum()==500
-
-def test_calibration_error_is_zero_where_sureness_is_right():
-    table = reliability(probs_of([(0,.75)]*4), torch.tensor([0,0,0,1]))
-    assert calibration_error(table)==pytest.approx(0, abs=1e-6)
-
-def test_plot_reliability():
-    table = reliability(probs_of([(0,.9)]*100), torch.tensor([0]*80 + [1]*20))
-    ax = plot_reliability(dict(net=table))
-    line = ax.lines[1]
-    np.testing.assert_allclose([line.get_xdata()[0],line.get_ydata()[0]], [.9,.8], rtol=1e-5)
-    low,high = ax.collections[0].get_segments()[0][:,1]
-    assert (high-low)/2==pytest.approx((.9*.1/100)**.5, rel=1e-4)
-    assert 'accuracy' in ax.get_ylabel() and 'sureness' in ax.get_xlabel() and ax.get_legend().get_texts()[0].get_text()=='net'
-
-@pytest.mark.parametrize('k', [.5,1.,3.])
-def test_temperature_of_a_known_case(k):
-    logits = torch.full((10,10), -1e4)
-    logits[:,0],logits[:,1] = k*math.log(4),0. # honest would be ln 4
-    assert fit_temperature(logits, torch.tensor([0]*8 + [1]*2))==pytest.approx(k, rel=1e-3)
-
-def test_temperature_is_a_minimum(sample):
-    g = torch.Generator().manual_seed(0)
-    logits = torch.randn(500,10, generator=g)*3 + 4*F.one_hot(sample.valid.labels, 10)
-    t = fit_temperature(logits, sample.valid.labels)
-    def loss(t): return F.cross_entropy(logits.double()/t, sample.valid.labels).item()
-    assert loss(t)<=min(loss(1), loss(t*1.01), loss(t/1.01))
-
-# --- passing
-
-def test_coverage():
-    table = coverage(torch.tensor([.2,.9,.5,.7]), torch.tensor([False,True,False,True]))
-    assert table.index.tolist()==[.25,.5,.75,1.] and table.index.name=='coverage'
-    np.testing.assert_allclose(table.accuracy, [1,1,2/3,.5])
-    np.testing.assert_allclose(table.least, [.9,.7,.5,.2], rtol=1e-6)
-
-def test_equally_sure_digits_are_taken_in_together():
-    sure,right = torch.tensor([1.,1.,1.,.5,.5]),torch.tensor([True,False,True,True,False])
-    for i in (torch.arange(5), torch.tensor([1,4,0,3,2])): # whatever their order
-        table = coverage(sure[i], right[i])
-        assert table.index.tolist()==[.6,1.] and table.accuracy.tolist()==[2/3,.6]
-    assert coverage(torch.ones(3), right[:3]).index.tolist()==[1.]
-
-def test_plot_coverage():
-    ax = plot_coverage(dict(a=coverage(torch.tensor([.9,.5]), torch.tensor([True,False]))))
-    assert ax.lines[0].get_xydata().tolist()==[[50,0],[100,50]]
-    assert 'answered' in ax.get_xlabel() and 'wrong' in ax.get_ylabel() and ax.get_legend()
-
 # --- labels to doubt
 
 runs = [dict(arm='a', seed=0, wrong=[[7,3,.95],[8,1,.99],[9,2,.97]]), dict(arm='a', seed=1, wrong=[[7,3,.99],[8,1,.50],[9,4,.98]]),
         dict(arm='b', seed=0, wrong=[[7,3,.91],[9,4,.92]]), dict(arm='b', seed=1, wrong=[])]
 
 def test_suspects():
-    table = suspects(runs)
-    assert table.index.tolist()==[7,9,8] and table.index.name=='index' and list(table.columns)==['said','share of runs','mean sureness']
-    assert table.said.tolist()==[3,4,1] and table['share of runs'].tolist()==[.75,.5,.25]
-    np.testing.assert_allclose(table['mean sureness'], [.95,.95,.99])
-    assert suspects(json.loads(json.dumps(runs))).equals(table)
+    table = label_issues(runs)
+    assert table.index.tolist()==[7,9,8] and table.index.name=='index' and list(table.columns)==['predicted','share of runs','mean confidence']
+    assert table.predicted.tolist()==[3,4,1] and table['share of runs'].tolist()==[.75,.5,.25]
+    np.testing.assert_allclose(table['mean confidence'], [.95,.95,.99])
+    assert label_issues(json.loads(json.dumps(runs))).equals(table)
 
 def test_suspects_counts_from_least_on():
-    assert suspects(runs, .99).index.tolist()==[7,8] and suspects(runs, .5)['share of runs'][8]==.5
+    assert label_issues(runs, .99).index.tolist()==[7,8] and label_issues(runs, .5)['share of runs'][8]==.5
 
 def test_suspects_of_nothing():
-    assert len(suspects(runs, .999))==len(suspects([dict(wrong=[])]))==0
-    with pytest.raises(ValueError, match='There are no runs'): suspects([])
-
-# --- distortions
-
-nothing = {k: 1 if k=='scale' else 0 for k in distortions}
-
-@pytest.mark.parametrize('kind', distortions)
-def test_an_amount_that_asks_for_nothing_does_nothing(sample, kind):
-    ds = distort(sample.valid, kind, nothing[kind])
-    assert torch.equal(ds.images, sample.valid.images) and torch.equal(ds.labels, sample.valid.labels)
-    assert torch.equal(ds.idxs, sample.valid.idxs) and (ds.split,ds.source)==('valid','sample')
-    amounts = list(distortions[kind][3])
-    assert nothing[kind] in amounts and amounts==sorted(amounts) and len(amounts)==9
-    for a in amounts: # each within its range, and each a change but that one
-        assert torch.equal(distort(sample.valid, kind, a).images, ds.images)==(a==nothing[kind])
-
-def test_the_original_is_left_alone(few):
-    before = few.images.clone()
-    for k,v in distortions.items(): distort(few, k, v[3][-1])
-    assert torch.equal(few.images, before)
-
-@pytest.mark.parametrize('a,k', [(90,1),(180,2),(-90,-1),(360,0)])
-def test_quarter_turns(few, a, k): assert torch.equal(distort(few, 'rotation', a).images, few.images.rot90(k, (1,2)))
-
-@pytest.mark.parametrize('a', [1,5,-3])
-def test_whole_shifts(few, a):
-    x = distort(few, 'shift', a).images
-    want = few.images.roll(a, 2)
-    if a>0: want[:,:,:a] = 0
-    else: want[:,:,a:] = 0
-    assert torch.equal(x, want)
-
-def test_half_a_shift_is_a_mean(few):
-    x = few.images.float()
-    want = (x[:,:,1:]+x[:,:,:-1])/2
-    assert (distort(few, 'shift', .5).images[:,:,1:].float()-want).abs().max()<=.51
-
-def square(a, b):
-    x = torch.zeros(1,28,28, dtype=torch.uint8)
-    x[:,a:b,a:b] = 255
-    return Digits(x, torch.tensor([0]))
-
-def test_scale():
-    assert torch.equal(distort(square(10,18), 'scale', 2).images>127, square(6,22).images>127)
-    assert torch.equal(distort(square(6,22), 'scale', .5).images>127, square(10,18).images>127)
-
-def test_blur_is_scipys():
-    from scipy.ndimage import gaussian_filter
-    dot = square(14,15)
-    want = gaussian_filter(dot.images[0].numpy().astype(float), 2, truncate=3)
-    assert np.abs(distort(dot, 'blur', 2).images[0].numpy()-want).max()<=.51
-
-def test_noise(few):
-    grey = Digits(torch.full((200,28,28), 127, dtype=torch.uint8))
-    x = distort(grey, 'noise', .1).images.float()/255
-    assert x.std().item()==pytest.approx(.1, rel=.02) and x.mean().item()==pytest.approx(127/255, abs=.002)
-    assert torch.equal(distort(few, 'noise', .3).images, distort(few, 'noise', .3).images)
-    assert not torch.equal(distort(few, 'noise', .3).images, distort(few, 'noise', .3, seed=1).images)
-    assert not torch.equal(*distort(Digits(few.images[[0,0]]), 'noise', .3).images) # each digit has its own
-
-def test_thickness():
-    for a in (1,2): assert torch.equal(distort(square(10,18), 'thickness', a).images, square(10-a,18+a).images)
-    assert torch.equal(distort(square(10,18), 'thickness', -1).images, square(11,17).images)
-    half = distort(square(10,18), 'thickness', 1.5).images[0]
-    assert half[9,9]==255 and half[8,8] in (127,128) and half[7,7]==0
-    assert torch.equal(distort(square(0,28), 'thickness', -1).images, square(0,28).images) # beyond the edge there is no paper
-
-def test_inversion(few):
-    assert torch.equal(distort(few, 'inversion', 1).images, 255-few.images)
-    assert set(distort(few, 'inversion', .5).images.unique().tolist())<={127,128}
-
-def test_many_digits_are_as_a_few(sample):
-    many = sample.train.subset(slice(2100)) # more than a piece
-    for k in set(distortions)-{'noise'}:
-        a = distortions[k][3][-2]
-        assert torch.equal(distort(many, k, a).images[2040:], distort(many.subset(slice(2040,None)), k, a).images), k
-    x = distort(Digits(many.images[:1].expand(2100,28,28)), 'noise', .3).images
-    assert not torch.equal(x[2048:], x[:52]) # the second piece has noise of its own
-
-def test_what_cannot_be_done_is_said(few):
-    with pytest.raises(ValueError, match="There is no distortion 'fold': use one of rotation"): distort(few, 'fold', 1)
-    for kind,a in (('inversion',1.1), ('scale',0), ('blur',-1), ('noise',float('nan'))):
-        with pytest.raises(ValueError, match=f'The amount of {kind} .* is from'): distort(few, kind, a)
-
-def test_robustness(sample):
-    ds = sample.valid
-    class Says:
-        def predict(self, images): return ds.labels.where(images.flatten(1).amax(1)>200, 10) # wrong where the ink is pale
-    net,nm = linear(),NearestMean().fit(sample.train)
-    table = robustness(dict(net=net, mean=nm, dark=Says()), ds, 'inversion', [0,.5,1])
-    assert table.index.tolist()==[0,.5,1] and table.index.name=='inversion' and list(table.columns)==['net','mean','dark']
-    assert table.dark.tolist()==[1,0,1]
-    assert table['net'][0]==(logits_of(net, ds).argmax(1)==ds.labels).double().mean().item()
-    assert table['mean'][1]==(nm.predict(255-ds.images)==ds.labels).double().mean().item()
-    ax = plot_robustness(100*table/100)
-    assert ax.lines[2].get_xydata().tolist()==[[0,100],[.5,0],[1,100]]
-    assert 'inversion' in ax.get_xlabel() and 'accuracy' in ax.get_ylabel() and len(ax.get_legend().get_texts())==3
-
-def test_robustness_has_amounts_of_its_own(sample):
-    nm = NearestMean().fit(sample.train)
-    assert robustness(dict(mean=nm), sample.valid, 'thickness').index.tolist()==list(distortions['thickness'][3])
-    with pytest.raises(ValueError, match='There is no distortion'): robustness(dict(mean=nm), sample.valid, 'fold', [1])
-
-# --- on MNIST
-
-def test_a_network_on_bent_digits(full):
-    "The nearest mean reads fewer digits the further they are turned, and all the better upright"
-    t = robustness(dict(mean=NearestMean().fit(full.train)), full.valid.subset(slice(2000)), 'rotation')['mean']
-    assert t.idxmax()==0 and t[60]<t[30]<t[0] and t[-60]<t[-30]<t[0] and t[0]>.75
+    assert len(label_issues(runs, .999))==len(label_issues([dict(wrong=[])]))==0
+    with pytest.raises(ValueError, match='There are no runs'): label_issues([])

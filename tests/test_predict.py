@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from conftest import ctrl_c, repo, run_python
-from mnist_fastai.predict import main, pictures_in
+from mnist_fastai.predict import main, find_images
 from test_inference import seven
-from test_pictures import png, saved
+from test_images import png, saved
 
 def picture(mode='L', size=100): return Image.fromarray((255*(1-seven())).astype(np.uint8)).resize((size,size)).convert(mode)
 
@@ -41,7 +41,7 @@ def test_json(every_kind, capsys):
     d,n = every_kind
     assert main(['--json', str(d)])==0
     rows = [json.loads(o) for o in capsys.readouterr().out.splitlines()]
-    assert len(rows)==n and all(o['digit']==7 and len(o['probabilities'])==10 and abs(sum(o['probabilities'])-1)<1e-4 and isinstance(o['sure'], bool) and not o['two_digits'] for o in rows)
+    assert len(rows)==n and all(o['label']==7 and len(o['probabilities'])==10 and abs(sum(o['probabilities'])-1)<1e-4 and isinstance(o['confident'], bool) and not o['multiple_digits'] for o in rows)
     assert {Path(o['file']).name for o in rows}>={'phone.jpg','UPPER.PNG','name with spaces é.png'}
 
 def test_show(every_kind, capsys):
@@ -70,7 +70,7 @@ def test_what_cannot_be_read(every_kind, tmp_path, capsys):
     assert 'is empty' in row['error'] and row['file'].endswith('empty.png')
 
 def test_not_sure_is_said(every_kind, capsys):
-    assert main(['--sure-from', '1', str(every_kind[0]/'small.png')])==0
+    assert main(['--threshold', '1', str(every_kind[0]/'small.png')])==0
     assert 'not sure: ' in capsys.readouterr().out
 
 def test_another_network(every_kind, capsys):
@@ -81,11 +81,11 @@ def test_another_network(every_kind, capsys):
         assert main(['--model', str(o), str(d/'grey.png')])==1
         out,err = capsys.readouterr()
         assert out=='' and why in err and err.startswith('mnist_predict: ') and err.count('\n')==1
-    assert main(['--sure-from', '2', str(d/'grey.png')])==1
+    assert main(['--threshold', '2', str(d/'grey.png')])==1
     assert 'from 0 to 1' in capsys.readouterr().err
 
 def test_what_was_not_understood(capsys):
-    for args in ([], ['--what','x.png'], ['--sure-from','much','x.png']):
+    for args in ([], ['--what','x.png'], ['--threshold','much','x.png']):
         with pytest.raises(SystemExit) as e: main(args)
         assert e.value.code==2
     with pytest.raises(SystemExit) as e: main(['--help'])
@@ -95,8 +95,8 @@ def test_folders_are_walked_in_order(tmp_path):
     for o in ('b.png','a.JPG','.hidden.png','notes.txt','deep/c.gif','.git/d.png'):
         (tmp_path/o).parent.mkdir(exist_ok=True)
         (tmp_path/o).touch()
-    assert [o.relative_to(tmp_path).as_posix() for o in pictures_in([tmp_path])]==['a.JPG','b.png','deep/c.gif']
-    assert list(pictures_in([tmp_path/'notes.txt']))==[tmp_path/'notes.txt'] # named, so it is tried
+    assert [o.relative_to(tmp_path).as_posix() for o in find_images([tmp_path])]==['a.JPG','b.png','deep/c.gif']
+    assert list(find_images([tmp_path/'notes.txt']))==[tmp_path/'notes.txt'] # named, so it is tried
 
 @pytest.mark.skipif(os.name!='posix', reason='such names are none elsewhere')
 def test_odd_names(tmp_path, capsysbinary):
@@ -118,7 +118,7 @@ def test_a_thousand_random_and_mutated_files(every_kind, tmp_path, capsys):
         elif how==1: raw = raw[:int(rng.integers(0, len(raw)))]
         elif how==2:
             for _ in range(int(rng.integers(1, 30))): raw[int(rng.integers(len(raw)))] = int(rng.integers(256))
-        elif how==3: # in the head, where sizes and kinds are
+        elif how==3: # in the head, where sizes and capture_kinds are
             for _ in range(int(rng.integers(1, 6))): raw[int(rng.integers(min(64, len(raw))))] = int(rng.choice([0,1,127,128,255]))
         else:
             a,b = sorted(rng.integers(0, len(raw), 2))

@@ -4,7 +4,7 @@
 and not a lesson; `nbs/09_own_digits.ipynb` shows what comes of it.
 """
 
-__all__ = ['ImageError', 'Blank', 'formats', 'most_pixels', 'open_picture']
+__all__ = ['ImageError', 'BlankError', 'formats', 'max_pixels', 'open_picture']
 
 import io, warnings
 from pathlib import Path
@@ -13,12 +13,12 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 formats = 'PNG','JPEG','GIF','BMP','TIFF','WEBP','PPM' #: what is opened; others are not tried, some of them run programs
-most_pixels = 64_000_000 #: of a picture, judged by its header before it is decoded; phones take 12 to 50 million
+max_pixels = 64_000_000 #: of a picture, judged by its header before it is decoded; phones take 12 to 50 million
 
 class ImageError(ValueError):
     "A picture that cannot be read; the message says why and what to do"
 
-class Blank(ImageError):
+class BlankError(ImageError):
     "A picture on which nothing is drawn"
 
 def open_picture(
@@ -27,7 +27,7 @@ def open_picture(
 )->Image.Image: # Mode L: 0 black, 255 white
     """A picture as grey, upright, with what was drawn in its transparency brought out. Raises `ImageError` that says what is wrong with it
 
-    Nothing in a file is executed; a file whose header asks for more than `most_pixels` is not decoded."""
+    Nothing in a file is executed; a file whose header asks for more than `max_pixels` is not decoded."""
     if isinstance(source, Image.Image): im = source
     elif isinstance(source, (str,Path)): return _from_file(Path(source), longest)
     elif isinstance(source, (bytes,bytearray,memoryview)): return _decode(io.BytesIO(bytes(source)), longest)
@@ -65,12 +65,12 @@ def _whole(im, longest):
     except Exception as e: raise ImageError(_damaged) from e # Pillow raises OSError, SyntaxError, ValueError, struct.error and more
 
 _damaged = 'The picture is damaged or truncated: copy or save it again.'
-_too_large = f'The picture is larger than {most_pixels//10**6} million pixels, so it was not decoded: make it smaller.'
+_too_large = f'The picture is larger than {max_pixels//10**6} million pixels, so it was not decoded: make it smaller.'
 
 def _grey(im, longest):
     "A PIL image as grey, not longer than `longest`"
     w,h = im.size
-    if w*h>most_pixels: raise ImageError(_too_large)
+    if w*h>max_pixels: raise ImageError(_too_large)
     if max(w,h)<8: raise ImageError('The picture is smaller than 8 pixels: make it larger.')
     if im.format in ('JPEG','MPO'): im.draft('L', (min(w,longest//2), min(h,longest//2))) # decodes a large photo at half, a quarter or an eighth of its size
     clear = im.mode in ('RGBA','LA','PA','La','RGBa') or 'transparency' in im.info
@@ -114,7 +114,7 @@ def _from_array(x):
     if x.ndim==3 and x.shape[2]==1: x = x[...,0]
     if x.ndim not in (2,3) or (x.ndim==3 and x.shape[2] not in (2,3,4)) or 0 in x.shape:
         raise ImageError(f'A picture is (h, w), (h, w, c) or (c, h, w), with 1 to 4 channels, and not {shape}.')
-    if x.shape[0]*x.shape[1]>most_pixels: raise ImageError(_too_large)
+    if x.shape[0]*x.shape[1]>max_pixels: raise ImageError(_too_large)
     if x.dtype==bool: x = x*np.uint8(255)
     elif x.dtype==np.uint16: x = (x//257).astype(np.uint8)
     elif x.dtype.kind=='f' and np.isfinite(x).all() and x.min()>=0 and x.max()<=1: x = (x*255).round().astype(np.uint8)

@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from conftest import unprivileged
-from mnist_fastai.pictures import *
+from mnist_fastai.images import *
 
 def drawn(w=120, h=90, paper=255, ink=0):
     "An L upside down, so that every turn of it differs: a bar along the top, a stem at the left"
@@ -175,7 +175,7 @@ def test_no_memory_is_spent_on_a_bomb():
     tracemalloc.stop()
 
 def test_phone_photos_are_admitted():
-    assert most_pixels>=8160*6120 # fifty million
+    assert max_pixels>=8160*6120 # fifty million
     im = open_picture(saved(Image.new('L', (8000,6000), 255), 'JPEG'))
     assert max(im.size)<=2048
 

@@ -4,7 +4,7 @@ A plain file: lesson 9 shows every kind and measures with them. All are made fro
 photographs that come with scikit-learn, by recipes written here, and are the same for the same seed.
 """
 
-__all__ = ['handed_in', 'kinds', 'written', 'no_digits', 'others']
+__all__ = ['simulate', 'capture_kinds', 'draw_digit', 'ood_images', 'ood_kinds']
 
 import io, math
 
@@ -69,17 +69,17 @@ def photographed(d, rng, h=150, w=200):
     Image.fromarray(_grey(p)).save(f, 'JPEG', quality=int(rng.integers(40, 90)))
     return np.asarray(Image.open(f))
 
-kinds = {o.__name__: o for o in (shifted, shrunk, tiny, slanted, inverted, thick, thin, photographed)} #: of handing in a digit
+capture_kinds = {o.__name__: o for o in (shifted, shrunk, tiny, slanted, inverted, thick, thin, photographed)} #: of handing in a digit
 
-def handed_in(
+def simulate(
     ds, # `Digits`
-    kind, # A name in `kinds`
+    kind, # A name in `capture_kinds`
     seed:int=0,
 )->list: # An array a digit, uint8 (h, w)
     "The digits as people hand them in"
-    if kind not in kinds: raise ValueError(f'There is no kind {kind!r}: use one of {", ".join(kinds)}.')
+    if kind not in capture_kinds: raise ValueError(f'There is no kind {kind!r}: use one of {", ".join(capture_kinds)}.')
     rng = np.random.default_rng(seed)
-    return [kinds[kind](d, rng) for d in ds.images.numpy()]
+    return [capture_kinds[kind](d, rng) for d in ds.images.numpy()]
 
 # --- another hand
 
@@ -90,7 +90,7 @@ _strokes = {0: [[(.5,0),(.15,.2),(.1,.6),(.3,.95),(.6,1),(.85,.7),(.85,.3),(.5,0
     6: [[(.7,0),(.35,.3),(.15,.7),(.4,1),(.75,.85),(.7,.6),(.4,.55),(.2,.75)]], 7: [[(.1,.05),(.5,.06),(.9,.05),(.6,.5),(.4,1)], [(.1,.56),(.5,.5),(.95,.45)]],
     8: [[(.75,.15),(.45,0),(.25,.2),(.5,.45),(.78,.75),(.5,1),(.2,.8),(.45,.5),(.7,.3),(.75,.15)]], 9: [[(.8,.2),(.5,0),(.2,.2),(.35,.48),(.7,.4),(.8,.2),(.75,.6),(.5,1),(.2,.95)]]}
 
-def written(
+def draw_digit(
     digit:int,
     rng, # numpy's generator
 )->Image.Image: # Grey, 160 by 200, dark on light
@@ -142,15 +142,15 @@ def photographs(rng, ds):
     r,c = rng.integers(0, x.shape[0]-160),rng.integers(0, x.shape[1]-160)
     return x[r:r+160,c:c+160]
 
-others = {o.__name__.replace('_',' '): o for o in (letters, lookalikes, symbols, scribbles, two_digits, photographs)} #: kinds of what is no digit
+ood_kinds = {o.__name__.replace('_',' '): o for o in (letters, lookalikes, symbols, scribbles, two_digits, photographs)} #: kinds of what is no digit
 
-def no_digits(
-    kind, # A name in `others`
+def ood_images(
+    kind, # A name in `ood_kinds`
     n:int, # How many
     ds=None, # `Digits`, for two of them side by side
     seed:int=0,
 )->list: # Arrays, uint8 (h, w) or (h, w, 3)
     "Pictures of what is no digit, or not one"
-    if kind not in others: raise ValueError(f'There is no kind {kind!r}: use one of {", ".join(others)}.')
+    if kind not in ood_kinds: raise ValueError(f'There is no kind {kind!r}: use one of {", ".join(ood_kinds)}.')
     rng = np.random.default_rng(seed)
-    return [others[kind](rng, ds) for _ in range(n)]
+    return [ood_kinds[kind](rng, ds) for _ in range(n)]

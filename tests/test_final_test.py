@@ -7,11 +7,11 @@ import torch
 
 from conftest import repo, unprivileged
 from test_checkpoint import full_disk
-from mnist_fastai import final
+from mnist_fastai import final_test as final
 from mnist_fastai.checkpoint import load_network, save_network
 from mnist_fastai.data import Mnist
 from mnist_fastai.loaders import digit_dls
-from mnist_fastai.final import final_test, main, read_log
+from mnist_fastai.final_test import final_test, main, read_log
 from mnist_fastai.training import Recipe, evaluate, train
 
 posix = pytest.mark.skipif(os.name!='posix', reason='needs POSIX')
@@ -185,7 +185,7 @@ def test_another_process_was_first(nets, log, full, monkeypatch):
 
 def test_the_entry_point():
     ep, = [o for o in entry_points(group='console_scripts') if o.name=='mnist_final_test']
-    assert ep.value=='mnist_fastai.final:main'
+    assert ep.value=='mnist_fastai.final_test:main'
 
 def test_the_command(nets, log, full, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr('mnist_fastai.data.load_mnist', lambda **kwargs: full)
