@@ -9,6 +9,10 @@ import math
 
 from fastai.basics import *
 
+def _matrices(a, b, c, d):
+    "The matrices [[a, b], [c, d]] of tensors (n,): (n, 2, 2)"
+    return torch.stack([a, b, c, d], 1).view(-1, 2, 2)
+
 def random_affine(
     n:int, # How many
     rotate=15., # Degrees, at most, either way
@@ -18,15 +22,16 @@ def random_affine(
     device=None,
 ) -> Tensor: # (n, 2, 3), as `affine_grid` takes them
     "Random matrices that take each pixel of the result from its place in the digit"
-    u = torch.rand(6, n, device=device)*2-1
+    u = torch.rand(6, n, device=device)*2 - 1 # from -1 to 1
     angle = u[0]*math.radians(rotate)
-    c,s = angle.cos(),angle.sin()
-    sx = (u[1]*math.log1p(scale)).exp()
-    sy = (u[2]*math.log1p(scale)).exp()
-    sh = u[3]*shear
-    top = c*sx, (sh*c-s)*sx, u[4]*shift/14
-    bottom = s*sy, (c+sh*s)*sy, u[5]*shift/14
-    return torch.stack([torch.stack(top, 1), torch.stack(bottom, 1)], 1)
+    width,height = (u[1:3]*math.log1p(scale)).exp() # as often 1.2 times as long as 1/1.2
+    lean = u[3]*shear
+    zero,one = torch.zeros_like(angle),torch.ones_like(angle)
+    stretches = _matrices(width, zero, zero, height)
+    rotations = _matrices(angle.cos(), -angle.sin(), angle.sin(), angle.cos())
+    shears = _matrices(one, lean, zero, one)
+    shifts = u[4:]*shift/14 # `affine_grid` counts from -1 to 1: 14 pixels are 1
+    return torch.cat([stretches@rotations@shears, shifts.T[:,:,None]], 2)
 
 def random_warp(
     xb:Tensor, # A batch, normalized (n, 1, 28, 28)

@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np, pytest, torch
+from joblib import parallel_config, register_parallel_backend
+from joblib._parallel_backends import LokyBackend
 
 import mnist_fastai.experiments as ex
 from conftest import ctrl_c, repo
@@ -158,6 +160,10 @@ def children(pid):
         except OSError: pass
     return res
 
+def workers():
+    "Processes of joblib that belong to this one, and are alive"
+    return [o for o in children(os.getpid()) if alive(o) and 'popen_loky' in Path(f'/proc/{o}/cmdline').read_text()]
+
 def alive(pid):
     try: return Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0]!='Z'
     except OSError: return False
@@ -186,12 +192,64 @@ def test_killed_in_the_middle_and_gone_on_with(tmp_path, few, how):
     runs = run_experiment(plan, [1,2], path, few, quiet=True)
     assert all(o in runs for o in finished) and len(runs)==len(read_results(path))==4 # `seconds` too: they were not made again
 
-def _die(module, recipe, seed, device): os._exit(9)
+def _die(*args): os._exit(9)
 
 def test_a_process_that_dies(tmp_path, few, monkeypatch):
     monkeypatch.setattr(ex, '_one', _die)
-    with pytest.raises(RuntimeError, match='A process of the grid died'): run_experiment(arms, [1], tmp_path/'x.json', few, quiet=True)
-    assert not list(tmp_path.glob('[!.]*'))
+    with pytest.raises(RuntimeError, match='A process of the grid died'):
+        run_experiment(arms, [1], tmp_path/'x.json', few, quiet=True)
+    assert not list(tmp_path.glob('[!.]*')) and not workers()
+
+def test_no_process_is_left_behind(made): assert not workers()
+
+def test_an_error_in_the_middle_ends_the_processes(copy, few, monkeypatch):
+    def full(path, content): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(ex, 'atomic_write', full)
+    with pytest.raises(OSError): run_experiment(arms, [5,6], copy, few, quiet=True)
+    assert not workers()
+
+# Other backends of joblib
+
+def equal_but_for_time(a, b):
+    def rest(o): return {k: v for k,v in o.items() if k!='seconds'}
+    return list(map(rest, a))==list(map(rest, b))
+
+def test_a_cluster_gives_the_same_runs(made, few, tmp_path):
+    distributed = pytest.importorskip('dask.distributed')
+    path = tmp_path/'ab.json'
+    with (distributed.LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None) as cluster,
+          distributed.Client(cluster), parallel_config(backend='dask')):
+        runs = run_experiment(arms, [1,2], path, few, quiet=True)
+    assert equal_but_for_time(runs, made[1]) and len(read_results(path))==4
+
+class NoGenerator(LokyBackend):
+    "As Ray's backend: it cannot give results one by one"
+    supports_return_generator = False
+
+def test_a_backend_without_generators_keeps_a_group_at_a_time(made, few, tmp_path, monkeypatch):
+    register_parallel_backend('no generator', NoGenerator)
+    path,seen,real = tmp_path/'ab.json',[],ex.atomic_write
+    def write(path, content): seen.append(content.count(b'"arm"')); return real(path, content)
+    monkeypatch.setattr(ex, 'atomic_write', write)
+    with parallel_config(backend='no generator'): runs = run_experiment(arms, [1,2], path, few, quiet=True)
+    assert equal_but_for_time(runs, made[1]) and seen==[1,2,3,4]
+
+def test_threads_of_one_process_do_not_mix_their_random_numbers(made, few, tmp_path):
+    with parallel_config(backend='threading'): runs = run_experiment(arms, [1,2], tmp_path/'ab.json', few, quiet=True)
+    assert equal_but_for_time(runs, made[1])
+
+def test_one_process_is_this_one(made, few, tmp_path):
+    runs = run_experiment(arms, [1], tmp_path/'ab.json', few, processes=1, quiet=True)
+    assert equal_but_for_time(runs, made[1][:2])
+
+def test_a_machine_that_is_not_like_this_one(few, tmp_path, monkeypatch):
+    here = environment(few) | dict(processor='another')
+    monkeypatch.setattr(ex, 'environment', lambda data, device='cpu': here)
+    path = tmp_path/'x.json'
+    with pytest.raises(ValueError, match='not like this one .*another here'): run_experiment(arms, [1], path, few, quiet=True)
+    assert not path.exists()
+    runs = run_experiment(arms, [1], path, few, quiet=True, stale='keep')
+    assert {o['processor'] for o in runs}=={ex.machine()['processor']} # each run says where it was made
 
 def test_a_disk_that_is_full_loses_no_finished_run(copy, few, made, monkeypatch):
     before = copy.read_bytes()
