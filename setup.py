@@ -25,6 +25,7 @@ setup(
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require=extras,
-    entry_points=dict(console_scripts=cfg['console_scripts'].split(), nbdev=[f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]),
+    entry_points=dict(console_scripts=cfg['console_scripts'].split(),
+                      nbdev=[f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]),
     zip_safe=False,
 )

@@ -110,7 +110,7 @@ def test_the_tables(copy):
 
 def test_a_network_without_its_look(copy):
     (copy/'models'/'Network.pth').write_bytes(b'another')
-    told(copy, "the table 'card' cannot be made (results/final_test.json has no look at models/Network.pth: run mnist_final_test)")
+    told(copy, "the table 'card' cannot be made (results/final_test.json has no evaluation of models/Network.pth: run mnist_final_test)")
 
 @pytest.mark.parametrize('key,fmt,text', [('both@5.valid_accuracy.mean','pct1','98.5 %'), ('both@5.valid_accuracy.sd','size2','0.08'), ('both@5.seconds.max','d0','13'), ('both@5.seconds.min','d1','10.0'),
     ('both@5.valid_accuracy.n','int','4'), ('both@5-none@5.valid_accuracy.difference','points2','+0.35'), ('none@5-both@5.valid_accuracy.difference','points2','-0.35'),

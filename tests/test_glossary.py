@@ -8,7 +8,7 @@ import pytest
 
 from conftest import repo
 
-lessons = sorted((repo/'nbs').glob('0[1-8]_*.ipynb'))
+lessons = sorted((repo/'nbs').glob('[0-9][0-9]_*.ipynb'))
 bold = re.compile(r'\*\*(.+?)\*\*', re.S)
 entry = re.compile(r'^- \*\*(.+?)\*\*: (.+[.)]) \[Lesson (\d+)\]\((\d\d_\w+)\.ipynb\)$')
 

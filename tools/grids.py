@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Run the experiments of lesson 9 and keep every run in `results/`.
 
-usage: python tools/grids.py [--seeds N] [--processes N] [--stale replace|keep] [NAME ...]        (default: all grids, seeds 1 to 10, 2 processes; forty minutes on 2 cores)
+usage: python tools/grids.py [--seeds N] [--processes N] [--stale replace|keep] [NAME ...]
+(default: all grids, seeds 1 to 10, 2 processes; forty minutes on 2 cores)
 
 Runs that are in the files are not repeated, so a stopped grid goes on where it was.
 """
@@ -15,17 +16,21 @@ def main():
     p.add_argument('names', nargs='*', metavar='NAME', help=f'of {", ".join(grids())} (default: all)')
     p.add_argument('--seeds', type=int, default=10, help='how many (default: 10)')
     p.add_argument('--processes', type=int, default=2, help='runs at a time (default: 2)')
-    p.add_argument('--stale', default='error', choices=('error','replace','keep'), help='runs that were made otherwise: stop, make anew, or use as they are')
+    p.add_argument('--stale', default='error', choices=('error','replace','keep'),
+                   help='runs that were made otherwise: stop, make anew, or use as they are')
     args = p.parse_args()
-    if unknown := set(args.names)-set(grids()): p.error(f'there is no grid {", ".join(sorted(unknown))}: choose from {", ".join(grids())}')
+    if unknown := set(args.names)-set(grids()):
+        p.error(f'there is no grid {", ".join(sorted(unknown))}: choose from {", ".join(grids())}')
     data,folder = load_mnist(sample=False),Path(__file__).parents[1]/'results'
     for name in args.names or grids():
         start = time.perf_counter()
         print(f'\n{name}', flush=True)
-        run_experiment(grids()[name], range(1, args.seeds+1), folder/f'{name}.json', data, processes=args.processes, stale=args.stale)
+        run_experiment(grids()[name], range(1, args.seeds+1), folder/f'{name}.json', data,
+                       processes=args.processes, stale=args.stale)
         print(f'{name}: {time.perf_counter()-start:.0f} s', flush=True)
 
 if __name__=='__main__':
     try: sys.exit(main())
-    except KeyboardInterrupt: sys.exit('\nStopped. What is finished is in results/; the same command goes on from there.')
+    except KeyboardInterrupt:
+        sys.exit('\nStopped. Finished runs are in results/; the same command continues from there.')
     except ValueError as e: sys.exit(str(e))
