@@ -290,6 +290,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'mnist_fastai/preprocess.py')},
             'mnist_fastai.stats': { 'mnist_fastai.stats._intervals': ('evidence.html#_intervals', 'mnist_fastai/stats.py'),
                                     'mnist_fastai.stats._mean_difference': ('evidence.html#_mean_difference', 'mnist_fastai/stats.py'),
+                                    'mnist_fastai.stats._positions': ('evidence.html#_positions', 'mnist_fastai/stats.py'),
                                     'mnist_fastai.stats.compare': ('evidence.html#compare', 'mnist_fastai/stats.py'),
                                     'mnist_fastai.stats.mcnemar': ('evidence.html#mcnemar', 'mnist_fastai/stats.py'),
                                     'mnist_fastai.stats.paired': ('evidence.html#paired', 'mnist_fastai/stats.py'),
