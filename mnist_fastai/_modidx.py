@@ -228,6 +228,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'mnist_fastai.inference.side_by_side': ('reader.html#side_by_side', 'mnist_fastai/inference.py')},
             'mnist_fastai.interpret': { 'mnist_fastai.interpret._digit': ('errors.html#_digit', 'mnist_fastai/interpret.py'),
                                         'mnist_fastai.interpret._eval': ('errors.html#_eval', 'mnist_fastai/interpret.py'),
+                                        'mnist_fastai.interpret._squares': ('errors.html#_squares', 'mnist_fastai/interpret.py'),
                                         'mnist_fastai.interpret.input_gradients': ( 'errors.html#input_gradients',
                                                                                     'mnist_fastai/interpret.py'),
                                         'mnist_fastai.interpret.label_issues': ('errors.html#label_issues', 'mnist_fastai/interpret.py'),
