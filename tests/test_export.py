@@ -340,7 +340,7 @@ def test_files_of_another_kind(good, pths, tmp_path):
 @pytest.mark.parametrize('kind', loaders)
 def test_truncated_files(kind, good, tmp_path):
     whole,path = good[kind].read_bytes(),tmp_path/'x'
-    for n in {*range(1, 40), *range(1, len(whole), len(whole)//60), *range(len(whole)-90, len(whole))}:
+    for n in {*range(1, 40), *range(1, len(whole), len(whole)//60), *range(len(whole)-130, len(whole))}:
         path.write_bytes(whole[:n])
         check_rejected(loaders[kind], path)
     for more in b'\0', b'more', whole: # and longer ones
@@ -544,7 +544,7 @@ class Uneven(Zeros):
 
 def test_a_few_slow_calls_do_not_change_the_median(good, few):
     table = compare_formats(dict(uneven=(good['onnx'],lambda path: Uneven())), few.valid, rounds=9)
-    assert (table[['one_ms','thousand_ms']]<250).all(axis=None)
+    assert (table[['one_ms','thousand_ms']]<40).all(axis=None)
 
 def test_compare_formats_rejects_digits_of_the_training(good, few):
     ds = few.valid.replace(source='mnist', overlaps=('sample',))
