@@ -1,28 +1,33 @@
-"From a picture to a prediction, and what the reader reaches"
-import io
+"From a picture to a prediction, and what the packaged reader reaches"
+import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from scipy import ndimage
+from sklearn.datasets import load_digits
 
 from conftest import repo
-from mnist_fastai.checkpoint import load_network
-from mnist_fastai.data import Digits
+from mnist_fastai.checkpoint import CheckpointError, load_network
+from mnist_fastai.data import DataInfo, Digits
 from mnist_fastai.images import *
+from mnist_fastai.improvement import ImprovedNetwork, recipes
 from mnist_fastai.inference import *
-from mnist_fastai.preprocess import *
 from mnist_fastai.interpret import logits_of
+from mnist_fastai.models import Network
+from mnist_fastai.preprocess import preprocess
+from mnist_fastai.synthetic import capture_kinds, ood_images, simulate
 from mnist_fastai.training import Recipe, train
-from mnist_fastai.synthetic import simulate, capture_kinds, ood_images, ood_kinds, draw_digit
 
-def seven(side=100, width=12, paper=0., ink=1., top=20, left=30, h=60, w=40):
-    "A seven of two strokes, as floats"
-    x = np.full((side,side), paper, np.float32)
-    x[top:top+width,left:left+w] = ink
-    for i in range(h): x[top+i,int(left+w-width-i*.4):int(left+w-i*.4)] = ink
+def seven(side=100, width=12, top=20, left=30, h=60, w=40):
+    "A seven of two strokes, light on dark, as floats"
+    x = np.zeros((side,side), np.float32)
+    x[top:top+width,left:left+w] = 1
+    for i in range(h): x[top+i,int(left+w-width-i*.4):int(left+w-i*.4)] = 1
     return x
+
+def accuracy(net, images, labels):
+    return (logits_of(net, Digits(images)).argmax(1)==torch.as_tensor(labels)).double().mean().item()
 
 @pytest.fixture(scope='module')
 def reader(): return Predictor()
@@ -30,125 +35,179 @@ def reader(): return Predictor()
 @pytest.fixture(scope='module')
 def digits(full): return full.valid
 
-def changed(net, ds, f):
-    "The share of answers that `f`, on each image, turns into ood_kinds"
-    said = logits_of(net, ds).argmax(1)
-    now = torch.stack([preprocess(f(d)) for d in ds.images.numpy()])
-    return (logits_of(net, Digits(now)).argmax(1)!=said).double().mean().item()
-
-# --- the reader
+# --- what the packaged reader reaches
 
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', capture_kinds)
-def test_every_form_is_read(reader, digits, kind):
+def test_every_simulated_form_is_read(reader, digits, kind):
     ds = digits.subset(slice(3, None, 20)) # 500
-    now = torch.stack([preprocess(o) for o in simulate(ds, kind)])
-    assert (logits_of(reader.net, Digits(now)).argmax(1)==ds.labels).double().mean()>=.95
+    images = torch.stack([preprocess(o) for o in simulate(ds, kind)])
+    assert accuracy(reader.net, images, ds.labels)>=.95
 
-def test_the_foreign_digits(reader):
-    from sklearn.datasets import load_digits
-    import json
-    f = load_digits()
-    now = torch.stack([preprocess((o/16).astype(np.float32)) for o in f.images])
-    got = (logits_of(reader.net, Digits(now)).argmax(1)==torch.tensor(f.target)).double().mean().item()
-    kept = [o for o in json.loads((repo/'benchmarks'/'reader.json').read_text())['runs'] if o['arm']=='reader']
-    assert got==pytest.approx(kept[0]['load_digits'], abs=.003)
-    assert np.mean([o['load_digits'] for o in kept])>=.9 and len(kept)==3
+def test_the_foreign_digits_are_read_as_well_as_in_the_benchmark(reader):
+    foreign = load_digits()
+    images = torch.stack([preprocess((o/16).astype(np.float32)) for o in foreign.images])
+    runs = json.loads((repo/'benchmarks'/'reader.json').read_text())['runs']
+    runs = [o['load_digits'] for o in runs if o['arm']=='reader']
+    assert accuracy(reader.net, images, foreign.target)==pytest.approx(runs[0], abs=.003)
+    assert np.mean(runs)>=.9 and len(runs)==3
 
-def test_the_reader_says_what_it_is(reader):
-    from dataclasses import asdict
-    from mnist_fastai.improvement import recipes
-    assert reader.card['recipe']==asdict(recipes['Reader']) and reader.net.train_sources==('mnist',) and reader.card['seed']==42
-    assert 0<reader.threshold<1
+def test_the_card_of_the_reader(reader):
+    assert reader.card['recipe']==asdict(recipes['Reader']) and reader.card['seed']==42
+    assert reader.net.train_sources==('mnist',) and 0<reader.threshold<1
 
-def test_two_in_a_hundred_are_refused(reader, digits):
-    sure = logits_of(reader.net, digits).double().softmax(1).amax(1)
-    assert (sure[::2]<reader.threshold).double().mean().item()==pytest.approx(.02, abs=.002)
-    assert (sure[1::2]<reader.threshold).double().mean().item()==pytest.approx(.02, abs=.007)
+def test_two_percent_of_the_digits_are_declined(reader, digits):
+    confidence = logits_of(reader.net, digits).double().softmax(1).amax(1)
+    chosen,checked = [(o<reader.threshold).double().mean().item() for o in (confidence[::2],confidence[1::2])]
+    assert chosen==pytest.approx(.02, abs=.002) and checked==pytest.approx(.02, abs=.007)
 
-# --- answers
+# --- a prediction
 
-def test_an_answer(reader):
-    a = reader(seven())
-    assert a.label==7 and a.confident and a.text.startswith('7 (') and a.probs.sum().item()==pytest.approx(1, abs=1e-5)
-    assert a.image.shape==(28,28) and torch.equal(a.image, preprocess(seven())) and not a.multiple_digits
-    assert a.confidence==a.probs.max().item() and a.second==a.probs.topk(2).indices[1].item()!=7
+def test_a_prediction(reader):
+    p = reader(seven())
+    assert p.label==7 and p.confident and p.text.startswith('7 (') and not p.multiple_digits
+    assert p.probs.sum().item()==pytest.approx(1, abs=1e-5) and p.confidence==p.probs.max().item()
+    assert p.second==p.probs.topk(2).indices[1].item()!=7
+    assert torch.equal(p.image, preprocess(seven()))
 
-def test_not_sure(reader):
-    a = Prediction(torch.tensor([.5,.3]+[.025]*8), torch.zeros(28,28), False, .9)
-    assert not a.confident and a.text=='not sure: 0 (50 %) or 1 (30 %)'
-    assert Prediction(a.probs, a.image, False, .5).confident
+def test_a_prediction_below_the_threshold_is_not_confident():
+    probs,image = torch.tensor([.5,.3]+[.025]*8),torch.zeros(28,28)
+    p = Prediction(probs, image, False, .9)
+    assert not p.confident and p.text=='not sure: 0 (50 %) or 1 (30 %)'
+    assert Prediction(probs, image, False, .5).confident
 
-def test_two_digits(reader, digits):
-    rate = np.mean([reader(o).multiple_digits for o in ood_images('two digits', 60, digits)])
-    assert rate>.8
-    a = Prediction(torch.eye(10)[3], torch.zeros(28,28), True, .5)
-    assert not a.confident and 'more than one' in a.text
+def test_several_digits_are_not_confident():
+    p = Prediction(torch.eye(10)[3], torch.zeros(28,28), True, .5)
+    assert not p.confident and 'more than one digit; as one, 3 (100 %)' in p.text
+
+# --- two digits side by side
+
+def parts(*boxes):
+    "Full ink in each box (top, bottom, left, right) of 20 by 40 pixels"
+    x = np.zeros((20,40), np.float32)
+    for t,b,l,r in boxes: x[t:b,l:r] = 1
+    return x
+
+@pytest.mark.parametrize('boxes, expected', [
+    ([], False),
+    ([(2,18,2,12)], False), # one part
+    ([(2,18,2,12), (2,18,20,30)], True),
+    ([(2,18,20,30), (2,18,2,12)], True),
+    ([(2,18,2,12), (2,18,13,23)], True), # one empty column
+    ([(2,8,2,12), (10,18,12,22)], False), # no empty column
+    ([(0,8,2,20), (10,18,4,18)], False), # one above the other
+    ([(2,18,2,12), (2,6,20,24)], False), # the second is small
+    ([(0,6,2,30), (8,14,4,12), (8,14,16,26)], False), # a wide part covers the gap
+    ([(0,6,2,20), (8,14,2,10), (0,14,24,34)], True), # the gap is after the end of the widest
+])
+def test_two_large_parts_side_by_side(boxes, expected): assert side_by_side(parts(*boxes)) is expected
+
+def test_pairs_of_digits_are_told_from_single_ones(reader, digits):
+    assert np.mean([reader(o).multiple_digits for o in ood_images('two digits', 60, digits)])>.8
     assert np.mean([side_by_side(d/255) for d in digits.images[:4000].numpy()])<.001
 
-def test_many_and_their_order(reader):
+# --- many pictures
+
+def test_results_keep_the_order_of_the_pictures(reader):
     good,bad = seven(),b'no picture'
     res = reader.batch([good, bad, 1-good, np.zeros((30,30)), good])
-    assert [type(o) for o in res]==[Prediction,ImageError,Prediction,BlankError,Prediction] and [o.label for o in res if isinstance(o, Prediction)]==[7,7,7]
-    assert reader.batch([])==[] and all(isinstance(o, ImageError) for o in reader.batch([bad]*3))
-    with pytest.raises(ImageError, match='no picture'): reader(bad)
+    assert [type(o) for o in res]==[Prediction,ImageError,Prediction,BlankError,Prediction]
+    assert [res[i].label for i in (0,2,4)]==[7,7,7]
 
-def test_a_stream_asks_for_no_more_than_a_batch(reader):
-    asked = []
+def test_each_prediction_belongs_to_its_picture(reader, digits):
+    pictures = simulate(digits.subset(slice(40)), 'photographed')
+    pictures[3] = pictures[17] = b'no picture'
+    for i,o in enumerate(reader.stream(pictures, bs=7)):
+        if i in (3,17): assert isinstance(o, ImageError)
+        else: assert torch.allclose(reader(pictures[i]).probs, o.probs, atol=1e-5)
+    assert i==39
+
+def test_nothing_to_read(reader):
+    assert reader.batch([])==[]
+    assert all(isinstance(o, ImageError) for o in reader.batch([b'no picture']*3))
+    with pytest.raises(ImageError, match='no picture'): reader(b'no picture')
+
+def test_a_stream_takes_no_more_than_a_batch_in_advance(reader):
+    taken = []
     def sources():
-        for i in range(1000): asked.append(i); yield seven()
+        for i in range(1000):
+            taken.append(i)
+            yield seven()
     s = reader.stream(sources(), bs=8)
-    assert next(s).label==7 and len(asked)==8
+    assert next(s).label==7 and len(taken)==8
 
-def test_one_alone_and_among_many(reader, digits):
-    ims = simulate(digits.subset(slice(0,40)), 'photographed')
-    many = reader.batch(ims)
-    for im,o in zip(ims, many): assert torch.allclose(reader(im).probs, o.probs, atol=1e-5)
+# --- networks
 
-def test_other_networks(sample):
-    net = load_network(repo/'models'/'Network.pth')
-    p = Predictor(net)
-    assert p.net is net and p.threshold==.8 and Predictor(repo/'models'/'Network.pth', .5).threshold==.5
-    for o in (-.1, 1.1, 'much', float('nan')):
-        with pytest.raises(ValueError, match='from 0 to 1'): Predictor(net, o)
+def test_other_networks():
+    path = repo/'models'/'Network.pth'
+    net = load_network(path)
+    assert Predictor(net).net is net and Predictor(net).threshold==.8 and Predictor(path, .5).threshold==.5
 
-def test_bad_networks(tmp_path):
-    from mnist_fastai.checkpoint import CheckpointError
+@pytest.mark.parametrize('threshold', [-.1, 1.1, 'much', float('nan')])
+def test_a_threshold_that_is_no_probability(threshold):
+    with pytest.raises(ValueError, match='from 0 to 1'): Predictor(repo/'models'/'Network.pth', threshold)
+
+def test_a_file_that_is_no_network(tmp_path):
     (tmp_path/'x.pth').write_bytes(b'')
-    for o in (tmp_path/'missing.pth', tmp_path/'x.pth'):
-        with pytest.raises(CheckpointError): Predictor(o)
+    for name in ('missing.pth','x.pth'):
+        with pytest.raises(CheckpointError): Predictor(tmp_path/name)
 
-
-def test_a_network_of_something_else_stops():
-    from mnist_fastai.data import DataInfo
+@pytest.mark.parametrize('info', [DataInfo(classes=tuple('abcdefghij')), DataInfo(size=(32,32))])
+def test_a_network_of_something_else_than_digits(info):
     net = load_network(repo/'models'/'Network.pth')
-    for info in (DataInfo(classes=tuple('abcdefghij')), DataInfo(size=(32,32))):
-        net.data_info = info
-        with pytest.raises(ValueError, match='not trained on digits'): Predictor(net)
-    net.data_info = DataInfo(mean=0., std=1.) # digits, with pixels of its own scale
-    with torch.no_grad(): want = net(Predictor(net)(seven()).image[None,None].float()/255).softmax(1)[0]
-    assert torch.allclose(Predictor(net)(seven()).probs, want, atol=1e-5)
+    net.data_info = info
+    with pytest.raises(ValueError, match='not trained on digits'): Predictor(net)
+
+def test_the_normalization_is_that_of_the_network():
+    net = load_network(repo/'models'/'Network.pth')
+    net.data_info = DataInfo(mean=0., std=1.)
+    p = Predictor(net)(seven())
+    with torch.no_grad(): expected = net(p.image[None,None].float()/255).softmax(1)[0]
+    assert torch.allclose(p.probs, expected, atol=1e-5)
+
+def huge_weights():
+    "A network with finite weights whose sums are not"
+    net = Network()
+    with torch.no_grad():
+        for o in net.parameters(): o.fill_(3e38)
+    return net.eval()
+
+def negative_variance():
+    "A network whose running variance has no square root"
+    net = ImprovedNetwork()
+    net.norms[0].running_var.fill_(-1)
+    return net.eval()
+
+@pytest.mark.parametrize('make', [huge_weights, negative_variance])
+def test_predictions_that_are_not_finite_are_an_error(make):
+    read = Predictor(make())
+    with pytest.raises(ValueError, match='not finite.*train the network again, or download'): read(seven())
+    with pytest.raises(ValueError, match='not finite'): list(read.stream([b'no picture', seven()]))
 
 # --- your own digits among those to train on
 
-def test_mixed(sample):
-    own = sample.valid.subset(slice(0,7))
+def test_own_digits_are_mixed_in(sample):
+    own,n = sample.valid.subset(slice(7)),len(sample.train)
     m = mix_in(sample, own, .2)
-    n = len(sample.train)
-    assert len(m.train)==n+n//4 and torch.equal(m.train.images[:n], sample.train.images) and m.source=='sample' and m.valid is sample.valid
-    assert torch.equal(m.train.images[n:n+7], own.images) and torch.equal(m.train.images[n+7:n+14], own.images) and torch.equal(m.train.labels[n:n+7], own.labels)
-    for bad in (0, 1, -.1):
-        with pytest.raises(ValueError, match='between 0 and 1'): mix_in(sample, own, bad)
+    assert len(m.train)==n+n//4 and m.source=='sample' and m.valid is sample.valid
+    assert torch.equal(m.train.images[:n], sample.train.images)
+    for start in (n,n+7):
+        assert torch.equal(m.train.images[start:start+7], own.images)
+        assert torch.equal(m.train.labels[start:start+7], own.labels)
+
+def test_what_cannot_be_mixed_in(sample):
+    own = sample.valid.subset(slice(7))
+    for share in (0, 1, -.1):
+        with pytest.raises(ValueError, match='between 0 and 1'): mix_in(sample, own, share)
     for o in (Digits(own.images), own.subset(slice(0))):
         with pytest.raises(ValueError, match='nothing to learn from'): mix_in(sample, o)
 
-def test_fine_tune_leaves_the_network_as_it_is(sample):
+def test_fine_tuning_trains_a_copy(sample):
     net = train(Recipe('ImprovedNetwork', dict(p=0.), epochs=2), sample, 0, 'cpu', quiet=True).model.eval()
     before = {k: v.clone() for k,v in net.state_dict().items()}
-    own = Digits(255-sample.valid.images[:40], sample.valid.labels[:40]) # somebody who writes white on black
+    own = Digits(255-sample.valid.images[:40], sample.valid.labels[:40]) # inverted digits
     learn = fine_tune(net, own, sample, epochs=2, lr=3e-3, device='cpu')
     assert all(torch.equal(v, before[k]) for k,v in net.state_dict().items()) and not net.training
     assert learn.model.train_sources==('own','sample') and net.train_sources==('sample',) and learn.seed==42
-    from mnist_fastai.interpret import logits_of
-    right = [(logits_of(m, own).argmax(1)==own.labels).double().mean().item() for m in (net, learn.model)]
-    assert right[1]>right[0]+.2
+    old,new = [accuracy(m, own.images, own.labels) for m in (net, learn.model)]
+    assert new>old+.2
