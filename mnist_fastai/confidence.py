@@ -95,7 +95,7 @@ def plot_risk_coverage(
     ax.legend()
     return ax
 
-# %% ../nbs/11_confidence.ipynb #ef3dc8fe
+# %% ../nbs/11_confidence.ipynb #517d6d03
 @dataclass
 class Distortion:
     "One way to change pictures"
@@ -141,7 +141,7 @@ distortions = dict(
     scale=Distortion(_scale, 'factor', (.1,10), (.4,.6,.8,1,1.2,1.4,1.6)),
     blur=Distortion(_blur, 'standard deviation, pixels', (0,9), (0,.5,1,1.5,2,2.5,3)),
     noise=Distortion(_add_noise, 'standard deviation', (0,10), (0,.1,.2,.3,.4,.5,.6)),
-    thickness=Distortion(_thicken, 'pixels added on each side', (-10,10), (-1,-.5,0,.5,1,1.5,2)),
+    thickness=Distortion(_thicken, 'pixels on each side', (-10,10), (-1,-.5,0,.5,1,1.5,2)),
     inversion=Distortion(_invert, 'share, 1 is white on black', (0,1), (0,.1,.25,.4,.6,.8,1)),
 )
 
