@@ -1,18 +1,14 @@
 "Confidence and what breaks it: each measure on a case with a known answer"
-import json, math
+import math
 
 import numpy as np, pandas as pd, pytest, torch, torch.nn.functional as F
-import matplotlib.pyplot as plt
-from torch import nn
 
 from mnist_fastai.data import Digits
 from mnist_fastai.eda import NearestMean
 from mnist_fastai.confidence import *
 from mnist_fastai.interpret import logits_of
-from mnist_fastai.improvement import ImprovedNetwork
 from mnist_fastai.models import Network
 
-def pixels(ds): return ds[:][0].as_subclass(torch.Tensor)
 def untrained(net):
     "`net`, stated to be untrained"
     net.train_sources = ()
@@ -47,7 +43,7 @@ def test_reliability():
 
 def test_every_digit_is_in_one_bin():
     rows = torch.zeros(3,10, dtype=torch.double)
-    rows[:,0] = torch.tensor([.5,1.,1+1e-12]) # an upper end, the last end, and rounding beyond it
+    rows[:,0] = torch.tensor([.5,1.,1+1e-12], dtype=torch.double) # an upper end, the last end, and rounding beyond it
     table = reliability(rows, torch.tensor([0,0,0]))
     assert table.n.tolist()==[0,0,0,0,1,0,0,0,0,2]
 
@@ -61,9 +57,18 @@ def test_reliability_is_sklearns(sample, bins):
     np.testing.assert_allclose(table.confidence.dropna(), mean)
     assert table.n.sum()==500
 
+def test_calibration_error_weights_bins_by_digits():
+    table = pd.DataFrame(dict(n=[90,10,0], confidence=[.99,.71,math.nan], accuracy=[.98,.60,math.nan]))
+    assert calibration_error(table)==pytest.approx(.02)
+
 def test_calibration_error_is_zero_where_confidence_is_right():
     table = reliability(probs_of([(0,.75)]*4), torch.tensor([0,0,0,1]))
     assert calibration_error(table)==pytest.approx(0, abs=1e-6)
+
+def exact_interval(k, n):
+    "Ends of the 95 % interval (Clopper and Pearson) for k of n, as quantiles of beta distributions"
+    from scipy.stats import beta
+    return beta.ppf(.025, k, n-k+1),beta.ppf(.975, k+1, n-k)
 
 def test_plot_reliability():
     table = reliability(probs_of([(0,.9)]*100), torch.tensor([0]*80 + [1]*20))
@@ -71,8 +76,8 @@ def test_plot_reliability():
     line = ax.lines[1]
     np.testing.assert_allclose([line.get_xdata()[0],line.get_ydata()[0]], [.9,.8], rtol=1e-5)
     low,high = ax.collections[0].get_segments()[0][:,1]
-    assert (high-low)/2==pytest.approx((.9*.1/100)**.5, rel=1e-4)
-    assert 'accuracy' in ax.get_ylabel() and 'confidence' in ax.get_xlabel() and ax.get_legend().get_texts()[0].get_text()=='net'
+    assert (low,high)==pytest.approx(exact_interval(80, 100), abs=1e-6)
+    assert 'accuracy' in ax.get_ylabel() and 'confidence' in ax.get_xlabel() and [o.get_text() for o in ax.get_legend().get_texts()]==['calibrated','net']
 
 @pytest.mark.parametrize('k', [.5,1.,3.])
 def test_temperature_of_a_known_case(k):
@@ -87,43 +92,43 @@ def test_temperature_is_a_minimum(sample):
     def loss(t): return F.cross_entropy(logits.double()/t, sample.valid.labels).item()
     assert loss(t)<=min(loss(1), loss(t*1.01), loss(t/1.01))
 
-# --- passing
+# --- abstaining
 
 def test_coverage():
     table = risk_coverage(torch.tensor([.2,.9,.5,.7]), torch.tensor([False,True,False,True]))
     assert table.index.tolist()==[.25,.5,.75,1.] and table.index.name=='coverage'
-    np.testing.assert_allclose(table.accuracy, [1,1,2/3,.5])
-    np.testing.assert_allclose(table.least, [.9,.7,.5,.2], rtol=1e-6)
+    np.testing.assert_allclose(table.risk, [0,0,1/3,.5])
+    np.testing.assert_allclose(table.lowest, [.9,.7,.5,.2], rtol=1e-6)
 
-def test_equally_sure_digits_are_taken_in_together():
+def test_digits_with_equal_confidence_are_taken_together():
     sure,right = torch.tensor([1.,1.,1.,.5,.5]),torch.tensor([True,False,True,True,False])
     for i in (torch.arange(5), torch.tensor([1,4,0,3,2])): # whatever their order
         table = risk_coverage(sure[i], right[i])
-        assert table.index.tolist()==[.6,1.] and table.accuracy.tolist()==[2/3,.6]
+        assert table.index.tolist()==[.6,1.] and table.risk.tolist()==pytest.approx([1/3,.4])
     assert risk_coverage(torch.ones(3), right[:3]).index.tolist()==[1.]
 
 def test_plot_coverage():
     ax = plot_risk_coverage(dict(a=risk_coverage(torch.tensor([.9,.5]), torch.tensor([True,False]))))
     assert ax.lines[0].get_xydata().tolist()==[[50,0],[100,50]]
-    assert 'answered' in ax.get_xlabel() and 'wrong' in ax.get_ylabel() and ax.get_legend()
+    assert 'coverage' in ax.get_xlabel() and 'risk' in ax.get_ylabel() and ax.get_legend()
 
 # --- distortions
 
 nothing = {k: 1 if k=='scale' else 0 for k in distortions}
 
 @pytest.mark.parametrize('kind', distortions)
-def test_an_amount_that_asks_for_nothing_does_nothing(sample, kind):
+def test_the_neutral_amount_changes_no_pixel(sample, kind):
     ds = distort(sample.valid, kind, nothing[kind])
     assert torch.equal(ds.images, sample.valid.images) and torch.equal(ds.labels, sample.valid.labels)
     assert torch.equal(ds.idxs, sample.valid.idxs) and (ds.split,ds.source)==('valid','sample')
-    amounts = list(distortions[kind][3])
-    assert nothing[kind] in amounts and amounts==sorted(amounts) and len(amounts)==9
-    for a in amounts: # each within its range, and each a change but that one
+    amounts = list(distortions[kind].amounts)
+    assert nothing[kind] in amounts and amounts==sorted(amounts)
+    for a in amounts: # each within its limits, and each a change except the neutral one
         assert torch.equal(distort(sample.valid, kind, a).images, ds.images)==(a==nothing[kind])
 
 def test_the_original_is_left_alone(few):
     before = few.images.clone()
-    for k,v in distortions.items(): distort(few, k, v[3][-1])
+    for k,v in distortions.items(): distort(few, k, v.amounts[-1])
     assert torch.equal(few.images, before)
 
 @pytest.mark.parametrize('a,k', [(90,1),(180,2),(-90,-1),(360,0)])
@@ -170,47 +175,65 @@ def test_thickness():
     assert torch.equal(distort(square(10,18), 'thickness', -1).images, square(11,17).images)
     half = distort(square(10,18), 'thickness', 1.5).images[0]
     assert half[9,9]==255 and half[8,8] in (127,128) and half[7,7]==0
-    assert torch.equal(distort(square(0,28), 'thickness', -1).images, square(0,28).images) # beyond the edge there is no paper
+    assert torch.equal(distort(square(0,28), 'thickness', -1).images, square(0,28).images) # nothing is taken off at the edge
 
 def test_inversion(few):
     assert torch.equal(distort(few, 'inversion', 1).images, 255-few.images)
     assert set(distort(few, 'inversion', .5).images.unique().tolist())<={127,128}
 
-def test_many_digits_are_as_a_few(sample):
-    many = sample.train.subset(slice(2100)) # more than a piece
+def test_many_digits_are_distorted_like_a_few(sample):
+    many = sample.train.subset(slice(2100)) # more than one part
     for k in set(distortions)-{'noise'}:
-        a = distortions[k][3][-2]
+        a = distortions[k].amounts[-2]
         assert torch.equal(distort(many, k, a).images[2040:], distort(many.subset(slice(2040,None)), k, a).images), k
     x = distort(Digits(many.images[:1].expand(2100,28,28)), 'noise', .3).images
-    assert not torch.equal(x[2048:], x[:52]) # the second piece has noise of its own
+    assert not torch.equal(x[2048:], x[:52]) # the second part has noise of its own
 
-def test_what_cannot_be_done_is_said(few):
+def test_unknown_kinds_and_amounts_outside_the_limits_are_errors(few):
     with pytest.raises(ValueError, match="There is no distortion 'fold': use one of rotation"): distort(few, 'fold', 1)
     for kind,a in (('inversion',1.1), ('scale',0), ('blur',-1), ('noise',float('nan'))):
-        with pytest.raises(ValueError, match=f'The amount of {kind} .* is from'): distort(few, kind, a)
+        with pytest.raises(ValueError, match=f'The amount of {kind} .* must be from'): distort(few, kind, a)
+
+class Fixed(torch.nn.Module):
+    "Predicts `digit` for every picture, with probability `p`"
+    def __init__(self, digit, p):
+        super().__init__()
+        self.logits,self.train_sources = torch.nn.Parameter(onehot([digit], p)),()
+    def forward(self, x): return self.logits.expand(len(x), 10)
 
 def test_robustness(sample):
-    ds = sample.valid
-    class Says:
-        def predict(self, images): return ds.labels.where(images.flatten(1).amax(1)>200, 10) # wrong where the ink is pale
-    net,nm = linear(),NearestMean().fit(sample.train)
-    table = robustness(dict(net=net, mean=nm, dark=Says()), ds, 'inversion', [0,.5,1])
-    assert table.index.tolist()==[0,.5,1] and table.index.name=='inversion' and list(table.columns)==['net','mean','dark']
-    assert table.dark.tolist()==[1,0,1]
-    assert table['net'][0]==(logits_of(net, ds).argmax(1)==ds.labels).double().mean().item()
-    assert table['mean'][1]==(nm.predict(255-ds.images)==ds.labels).double().mean().item()
-    ax = plot_robustness(100*table/100)
-    assert ax.lines[2].get_xydata().tolist()==[[0,100],[.5,0],[1,100]]
-    assert 'inversion' in ax.get_xlabel() and 'accuracy' in ax.get_ylabel() and len(ax.get_legend().get_texts())==3
+    ds,net = sample.valid,linear()
+    table = robustness(dict(linear=[net], fixed=[Fixed(3, .9),Fixed(4, .5)]), ds, 'inversion', [0,1])
+    assert list(table.columns)==['kind','amount','network','accuracy','confidence']
+    assert table.network.tolist()==['linear','fixed','fixed']*2 and table.amount.tolist()==[0]*3 + [1]*3
+    share = [(ds.labels==d).double().mean().item() for d in (3,4)]
+    fixed = table[table.network=='fixed']
+    assert fixed.accuracy.tolist()==share*2 and fixed.confidence.tolist()==pytest.approx([.9,.5]*2)
+    for row,images in zip(table[table.network=='linear'].itertuples(), (ds.images,255-ds.images)):
+        p,predicted = logits_of(net, ds.replace(images=images)).double().softmax(1).max(1)
+        assert row.accuracy==(predicted==ds.labels).double().mean().item()
+        assert row.confidence==pytest.approx(p.mean().item())
 
-def test_robustness_has_amounts_of_its_own(sample):
-    nm = NearestMean().fit(sample.train)
-    assert robustness(dict(mean=nm), sample.valid, 'thickness').index.tolist()==list(distortions['thickness'][3])
-    with pytest.raises(ValueError, match='There is no distortion'): robustness(dict(mean=nm), sample.valid, 'fold', [1])
+def test_plot_robustness(sample):
+    table = robustness(dict(fixed=[Fixed(3, .9),Fixed(3, .5)]), sample.valid, 'blur', [0,2])
+    ax = plot_robustness(table)
+    accuracy,confidence = ax.lines
+    np.testing.assert_allclose(accuracy.get_xydata(), [[0,100*table.accuracy[0]],[2,100*table.accuracy[0]]])
+    np.testing.assert_allclose(confidence.get_xydata(), [[0,70],[2,70]], rtol=1e-5)
+    band = ax.collections[1].get_paths()[0].vertices[:,1] # of confidence: from the lowest to the highest network
+    assert (band.min(),band.max())==pytest.approx((50,90), rel=1e-5)
+    assert 'blur' in ax.get_xlabel() and ax.get_ylabel() and len(ax.get_legend().get_texts())==2
+
+def test_robustness_takes_the_amounts_of_the_distortion(sample):
+    table = robustness(dict(net=[linear()]), sample.valid, 'thickness')
+    assert table.amount.tolist()==list(distortions['thickness'].amounts)
+    for amounts in ([1],None):
+        with pytest.raises(ValueError, match='There is no distortion'): robustness(dict(net=[linear()]), sample.valid, 'fold', amounts)
 
 # --- on MNIST
 
-def test_a_network_on_bent_digits(full):
-    "The nearest mean reads fewer digits the further they are turned, and all the better upright"
-    t = robustness(dict(mean=NearestMean().fit(full.train)), full.valid.subset(slice(2000)), 'rotation')['mean']
-    assert t.idxmax()==0 and t[60]<t[30]<t[0] and t[-60]<t[-30]<t[0] and t[0]>.75
+def test_accuracy_falls_with_the_angle(full):
+    "The nearest-mean classifier reads fewer digits the further they are rotated"
+    nm,ds = NearestMean().fit(full.train),full.valid.subset(slice(2000))
+    acc = {a: (nm.predict(distort(ds, 'rotation', a).images)==ds.labels).double().mean().item() for a in (-60,-30,0,30,60)}
+    assert acc[60]<acc[30]<acc[0] and acc[-60]<acc[-30]<acc[0] and acc[0]>.75
