@@ -12,7 +12,7 @@ from .data import *
 from .eda import show_digits
 from fastai.basics import *
 
-# %% ../nbs/10_errors.ipynb #f67f58f5
+# %% ../nbs/10_errors.ipynb #f358e814
 @contextmanager
 def _eval(model):
     "`model` in evaluation mode inside the block, then in its old mode; gives its device"
@@ -21,6 +21,7 @@ def _eval(model):
     try: yield next(model.parameters()).device
     finally: model.train(old_mode)
 
+# %% ../nbs/10_errors.ipynb #1771f6c6
 def logits_of(
     model:nn.Module, # A network that gives logits (n, 10)
     ds:Digits, # n digits
@@ -35,7 +36,7 @@ def logits_of(
             batches.append(model(xb.to(device)).cpu())
     return torch.cat(batches)
 
-# %% ../nbs/10_errors.ipynb #a5f88c5f
+# %% ../nbs/10_errors.ipynb #f88e05dd
 def show_predictions(
     ds:Digits, # With labels
     logits:Tensor, # What a network gives for them (n, 10)
@@ -43,26 +44,26 @@ def show_predictions(
     ncols:int=8, # Digits in a row
 ): # The axes
     "Show digits with their label → the prediction, and its probability, rounded"
-    probs,preds = logits[idxs].double().softmax(1).max(1)
+    probs,preds = logits[idxs].softmax(1).max(1)
     labels = ds.labels[idxs]
     titles = [f'{y} → {pred}, {100*p:.0f} %' for y,pred,p in zip(labels.tolist(), preds.tolist(), probs.tolist())]
     return show_digits(ds.images[idxs], titles, ncols, imsize=1.3)
 
-# %% ../nbs/10_errors.ipynb #c71e8777
+# %% ../nbs/10_errors.ipynb #121f7338
 def mistakes(
     logits:dict, # Names of networks, and what each gives (n, 10)
     labels:Tensor, # Digits 0 to 9 (n,)
 )->pd.DataFrame: # Indexed by position: `label`; of each network what it `predicted`, with which `probability`; `wrong`
     "The digits that at least one network gets wrong; the column `wrong` names these networks, joined by ' and '"
-    table = pd.DataFrame({'label': to_np(labels)})
-    wrong = pd.DataFrame(index=table.index)
+    table = pd.DataFrame({'label': labels.numpy()})
+    wrong = {}
     for name,o in logits.items():
-        probs,preds = o.double().softmax(1).max(1)
-        table[f'{name} predicted'] = to_np(preds)
-        table[f'{name} probability'] = to_np(probs)
-        wrong[name] = to_np(preds!=labels)
-    table['wrong'] = [' and '.join(wrong.columns[row]) for row in wrong.values]
-    return table[wrong.any(axis=1)]
+        probs,preds = o.softmax(1).max(1)
+        table[f'{name} predicted'] = preds.numpy()
+        table[f'{name} probability'] = probs.numpy()
+        wrong[name] = (preds!=labels).tolist()
+    table['wrong'] = [' and '.join(name for name in wrong if wrong[name][i]) for i in table.index]
+    return table[table.wrong!='']
 
 # %% ../nbs/10_errors.ipynb #7eca7aa8
 def label_issues(
@@ -80,7 +81,7 @@ def label_issues(
     table = table.sort_values(['share of runs','mean probability'], ascending=False).reset_index('predicted')
     return table[~table.index.duplicated()] # of each digit the prediction with the largest share
 
-# %% ../nbs/10_errors.ipynb #7d7b40c8
+# %% ../nbs/10_errors.ipynb #c4af0ef5
 def _digit(digit, logits):
     "Whose logit: for each image the prediction, or the digit(s) given; int64 (n,)"
     if digit is None: return logits.argmax(1)
@@ -88,6 +89,7 @@ def _digit(digit, logits):
     if ((digits<0) | (digits>9)).any(): raise ValueError(f'The digit must be from 0 to 9, not {digit}.')
     return digits
 
+# %% ../nbs/10_errors.ipynb #23afdbe7
 def input_gradients(
     model:nn.Module, # A network that gives logits (n, 10)
     ds:Digits, # n digits
@@ -99,21 +101,23 @@ def input_gradients(
         x = ds[:][0].as_subclass(Tensor).to(device).requires_grad_()
         logits = model(x)
         chosen = logits[torch.arange(len(logits)), _digit(digit, logits)]
-        grad, = torch.autograd.grad(chosen.sum(), x)
+        grad = torch.autograd.grad(chosen.sum(), x)[0]
     return grad[:,0].cpu()
 
-# %% ../nbs/10_errors.ipynb #bd4191d6
+# %% ../nbs/10_errors.ipynb #cb2af792
 def show_maps(
     ds:Digits, # n digits
     maps:Tensor, # A number for each pixel (n, 28, 28)
     titles=None, # One for each
     ncols:int=8, # Digits in a row
+    label='', # Of the color bar
 ): # The axes (n,)
-    "Maps in color, orange above zero and purple below, each on its own scale, with the outline of the digit"
-    largest = maps.abs().amax((1,2), keepdim=True).clamp(min=1e-12)
-    axs = show_digits(maps/largest, titles, ncols, imsize=1.3, cmap='PuOr_r', vmin=-1)
+    "Maps on one scale, blue above zero and red below, with the outline of the digit"
+    largest = maps.abs().max().clamp(min=1e-12).item()
+    axs = show_digits(maps, titles, ncols, imsize=1.3, cmap='RdBu', vmin=-largest, vmax=largest)
     for ax,image in zip(axs, ds.images):
         if image.max()>127: ax.contour(to_np(image), [127], colors='k', linewidths=.8)
+    axs[0].figure.colorbar(axs[0].images[0], ax=axs, label=label)
     return axs
 
 # %% ../nbs/10_errors.ipynb #7c93252c

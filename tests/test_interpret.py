@@ -125,13 +125,16 @@ def test_another_digit_than_0_to_9_raises_an_error(few, f, digit):
 def test_a_square_without_a_middle_pixel_raises_an_error(few, size):
     with pytest.raises(ValueError, match='odd'): occlusion(linear(), few.subset([0]), size=size)
 
-def test_maps_are_scaled_and_have_the_outline_of_the_digit(few):
+def test_maps_share_one_scale_with_a_color_bar_and_have_the_outline_of_the_digit(few):
     maps = torch.zeros(2,28,28)
     maps[0,3,4],maps[0,5,6] = -4,2
     ds = Digits(torch.stack([few.images[0], torch.zeros(28,28, dtype=torch.uint8)])) # nothing to outline in the second
-    axs = show_maps(ds, maps, ['a','b'])
-    im = axs[0].images[0]
-    assert im.get_clim()==(-1,1) and im.get_array()[3,4]==-1 and im.get_array()[5,6]==.5 and not axs[1].images[0].get_array().any()
+    axs = show_maps(ds, maps, ['a','b'], label='slope')
+    assert [ax.images[0].get_clim() for ax in axs]==[(-4,4),(-4,4)]
+    for ax,m in zip(axs, maps): np.testing.assert_array_equal(ax.images[0].get_array(), m)
+    assert axs[0].figure.axes[-1].get_ylabel()=='slope'
+    red,blue = [axs[0].images[0].to_rgba(o) for o in (-4,4)]
+    assert red[0]>red[2] and blue[2]>blue[0]
     assert [ax.get_title() for ax in axs]==['a','b'] and axs[0].collections and not axs[1].collections
 
 # --- labels that may be wrong
