@@ -48,15 +48,15 @@ def _intervals(a, b, level):
     boot_low,boot_high = boot.confidence_interval
     return dict(low=ci.low, high=ci.high, boot_low=boot_low, boot_high=boot_high, p=t.pvalue)
 
-# %% ../nbs/09_evidence.ipynb #e483d907
+# %% ../nbs/09_evidence.ipynb #f23b0dc3
 def compare(
-    runs, # As in `paired`
+    runs, # A list of dicts, each with `arm`, `seed` and the metric, as `read_results` gives them
     pairs, # Pairs of arms: `(arm, baseline)`
     metric:str='valid_accuracy', # A key of the runs
     level:float=.95, # Of the intervals
 )->pd.DataFrame: # A row a pair, in the unit of the metric, see below
     """Paired comparison over seeds: mean difference `arm - baseline`, its t interval (`low`, `high`), the bootstrap's
-    (`boot_low`, `boot_high`), and `p` of the paired t test
+    (`boot_low`, `boot_high`), and `p` of the t test of the differences
 
     `sign_flips` is the share of seeds that alone would have said the opposite of the mean."""
     rows = {}
