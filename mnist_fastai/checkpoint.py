@@ -186,6 +186,8 @@ def rebuild(
     if sum(o.nbytes for o in state.values())>size: raise CheckpointError('holds weights that overlap: train it again.')
     if not all(o.isfinite().all() for o in state.values()):
         raise CheckpointError('holds weights that are not finite numbers: train it again.')
+    if any((v<0).any() for k,v in state.items() if k.endswith('running_var')):
+        raise CheckpointError('holds a variance below 0: train it again.')
     net.to_empty(device='cpu').load_state_dict(state)
     describe(net, card)
     return net.eval()
@@ -204,6 +206,8 @@ def load_network(
     Raises `CheckpointError` for a file of another kind, one that is damaged, and weights that do not fit"""
     path = Path(path)
     try:
+        if path.exists() and not path.is_file(): # to open a pipe is to wait for somebody who writes into it
+            raise CheckpointError('is not a regular file: give a file made by save_network.')
         with path.open('rb') as f:
             _check_archive(f)
             size = f.seek(0, 2)

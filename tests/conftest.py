@@ -156,6 +156,6 @@ def _restore_ctrl_c(): signal.signal(signal.SIGINT, signal.SIG_DFL)
 #: For `Popen`: what a shell starts in the background inherits that Ctrl-C is ignored, and so would a test's own process
 ctrl_c = dict(preexec_fn=_restore_ctrl_c) if os.name=='posix' else {}
 
-def run_python(code, *args, **env):
+def run_python(code, *args, timeout=120, **env):
     "Run `code` in a Python of its own, in this test's environment with `env` on top; returns the completed process"
-    return subprocess.run([sys.executable, '-c', code, *map(str, args)], env=os.environ | env, cwd=repo, text=True, capture_output=True, timeout=120)
+    return subprocess.run([sys.executable, '-c', code, *map(str, args)], env=os.environ | env, cwd=repo, text=True, capture_output=True, timeout=timeout)

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import nn
 
 import mnist_fastai
-from conftest import repo, unprivileged
+from conftest import repo, run_python, unprivileged
 from mnist_fastai.checkpoint import CheckpointError, check_pickle, load_network, save_network
 from mnist_fastai.core import versions, atomic_write
 from mnist_fastai.data import DataInfo, Mnist
@@ -177,9 +177,21 @@ def test_what_save_network_refuses(learns, few, path):
 
 def test_missing_folder_unreadable(tmp_path):
     refuse(tmp_path/'missing.pth', 'cannot be read', 'mnist_train')
-    refuse(tmp_path, 'cannot be read')
+    refuse(tmp_path, 'is not a regular file')
     refuse(tmp_path/'no'/'folder.pth', 'cannot be read')
     refuse(str(tmp_path/'text.pth'), 'cannot be read') # a string is as good as a path
+
+@posix
+def test_a_pipe_and_a_device(tmp_path):
+    "To open a pipe is to wait until somebody writes into it"
+    os.mkfifo(tmp_path/'pipe.pth')
+    (tmp_path/'link.pth').symlink_to('pipe.pth')
+    code = """import sys
+from mnist_fastai.checkpoint import *
+try: load_network(sys.argv[1])
+except CheckpointError as e: print(e)"""
+    for o in tmp_path/'pipe.pth', tmp_path/'link.pth', '/dev/zero':
+        assert run_python(code, o, timeout=30).stdout==f'{o} is not a regular file: give a file made by save_network.\n'
 
 @posix
 def test_unreadable(good):
@@ -446,6 +458,12 @@ def test_weights_that_are_no_numbers(path, good):
             w = v.clone()
             w.view(-1)[-1] = bad
             refuse(doctor(good, path, {k: w}), 'not finite')
+
+def test_a_variance_below_zero(path, good):
+    "Every logit would be NaN"
+    var = torch.load(good, weights_only=True)['state_dict']['norms.0.running_var'].clone()
+    var[3] = -1
+    refuse(doctor(good, path, {'norms.0.running_var': var}), 'a variance below 0')
 
 def test_weights_that_carry_attributes(path, good):
     "A tensor in a file may bring attributes of its own that hide its methods"
