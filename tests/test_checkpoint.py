@@ -471,6 +471,15 @@ def test_weights_that_carry_attributes(path, good):
     for k in 'isfinite','is_contiguous','numel': setattr(t, k, 'a word')
     assert opens_or_refuses(doctor(good, path, {'layers.0.bias': t}), load_network(good)) in (True,False)
 
+def test_control_characters_stay_out_of_messages(path, good, tmp_path):
+    "They could clear a terminal, or show a message that is not ours"
+    red = '\x1b[31m\r\n\u202e'
+    for file,why in ((doctor(good, path, {red: torch.zeros(1)}), 'do not fit'), (doctor(good, tmp_path/'a.pth', arch=red), 'not known here'),
+                     (doctor(good, tmp_path/'b.pth', kwargs={red: 1}), 'cannot be built'), (doctor(good, tmp_path/'c.pth', kwargs=dict(p=red)), 'cannot be built'),
+                     (tmp_path/'missing\n\x1b[2J.pth', 'cannot be read')):
+        with pytest.raises(CheckpointError, match=why) as e: load_network(file)
+        assert str(e.value).isprintable(), str(e.value)
+
 def test_another_architecture(learns, path, good):
     for o in 'ConvNet','network','','__class__','x'*5000, 'ImprovedNetwork\n': refuse(doctor(good, path, arch=o), 'not known here')
     refuse(doctor(good, path, arch='Network', kwargs=dict(sizes=[784,16,10])), 'do not fit', 'norms.')
