@@ -76,7 +76,7 @@ def save_network(
     return atomic_write(path, buf.getvalue())
 
 # %% ../nbs/08_saving.ipynb #5c0f1de9
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
     "A file that cannot be opened as a network; the message says why and what to do"
 
 _foreign_message = ('holds more than numbers and text and could run code of its author, so it was not opened: '
@@ -214,9 +214,9 @@ def load_network(
             f.seek(0)
             ck = torch.load(f, map_location='cpu', weights_only=True)
         return rebuild(read_card(ck), ck['state_dict'], size)
-    except CheckpointError as e: why = e
-    except UnpicklingError: why = _foreign_message
-    except OSError as e: why = f'cannot be read ({e.strerror or e}): correct the path, or make the file with mnist_train.'
-    except Exception as e:
-        raise CheckpointError(printable(f'{path} is damaged: copy or train it again.')) from e
-    raise CheckpointError(printable(f'{path} {why}'))
+    except CheckpointError as e: raise CheckpointError(f'{path} {e}') from None
+    except UnpicklingError: raise CheckpointError(f'{path} {_foreign_message}') from None
+    except OSError as e:
+        raise CheckpointError(f'{path} cannot be read ({e.strerror or e}): '
+                              'correct the path, or make the file with mnist_train.') from None
+    except Exception as e: raise CheckpointError(f'{path} is damaged: copy or train it again.') from e

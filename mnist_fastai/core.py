@@ -3,7 +3,7 @@
 A plain file: nothing here is specific to learning.
 """
 
-__all__ = ['versions', 'printable', 'atomic_write', 'Locked', 'file_lock', 'check_choice', 'few_threads']
+__all__ = ['versions', 'printable', 'UserError', 'atomic_write', 'Locked', 'file_lock', 'check_choice', 'few_threads']
 
 import glob, os, platform, re, tempfile, time
 from contextlib import contextmanager
@@ -23,6 +23,10 @@ def printable(
     "`text` for a message: control characters become escapes such as `\\n`, and a URL loses its user and password"
     text = re.sub(r'(?<=://)\S*@', '…@', str(text))
     return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+class UserError(RuntimeError):
+    "An error whose message tells a user what is wrong and what to do; a command prints it without a traceback"
+    def __init__(self, message): super().__init__(printable(message)) # it may quote a file or a server
 
 def _remove_leftovers(folder, prefix, age=86_400):
     "Remove temporary files that a killed process left more than `age` seconds ago"
