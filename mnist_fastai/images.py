@@ -6,7 +6,7 @@ and not a lesson; `nbs/09_own_digits.ipynb` shows what comes of it.
 
 __all__ = ['ImageError', 'BlankError', 'formats', 'max_pixels', 'open_picture']
 
-import io, warnings
+import io, os, warnings
 from pathlib import Path
 
 import numpy as np
@@ -37,11 +37,16 @@ def open_picture(
 def _from_file(path, longest):
     "Open a path. A pipe or device is not touched: it might never end"
     try:
-        if not path.is_file(): raise ImageError('This is a folder: name the pictures in it.' if path.is_dir() else 'There is no such file: correct the path.' if not path.exists() else 'This is no plain file: name a picture.')
+        if path.is_dir():
+            os.scandir(path).close() # raises `OSError` for a folder that cannot be read
+            raise ImageError('This is a folder without pictures: name a picture, or a folder with pictures in it.')
+        if not path.exists(): raise ImageError('There is no such file: correct the path.')
+        if not path.is_file(): raise ImageError('This is not a regular file: name a picture.')
         with path.open('rb') as f: return _decode(f, longest)
     except (OSError,ValueError) as e:
         if isinstance(e, ImageError): raise
-        raise ImageError(f'This file cannot be read ({getattr(e, "strerror", None) or e}): correct the path, or copy the file again.') from None
+        what,why = 'folder' if os.path.isdir(path) else 'file', getattr(e, 'strerror', None) or e
+        raise ImageError(f'This {what} cannot be read ({why}): correct the path, or copy the {what} again.') from None
 
 def _decode(f, longest):
     "A file, open for reading bytes, as grey"

@@ -136,7 +136,7 @@ def test_files_that_are_none(tmp_path):
     refused(tmp_path/('x'*3000), 'file')
     if hasattr(os, 'mkfifo'):
         os.mkfifo(tmp_path/'pipe.png')
-        refused(tmp_path/'pipe.png', 'no plain file') # and does not wait for somebody to write
+        refused(tmp_path/'pipe.png', 'not a regular file') # and does not wait for somebody to write
 
 def test_a_file_that_may_not_be_read(tmp_path):
     (tmp_path/'mine.png').write_bytes(saved(drawn(), 'PNG'))
