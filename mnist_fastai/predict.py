@@ -52,7 +52,8 @@ def find_images(
         if not n and not unreadable: yield path
 
 _epilog = f"""\
-Pictures may be {', '.join(formats)}, with up to {max_pixels//10**6} million pixels.
+Pictures may be {', '.join(formats)}, from 8 pixels on the
+longer side to {max_pixels//10**6} million pixels in all.
 
 With --json, each line is an object with the keys file, label, confidence,
 confident, multiple_digits and probabilities (also image with --show), or with
