@@ -191,7 +191,7 @@ def test_too_small():
     assert open_picture(np.zeros((8,1))).size==(1,8)
 
 def test_numbers_that_are_none():
-    refused(Image.fromarray(np.full((9,9), np.nan, np.float32)), 'no numbers')
+    refused(Image.fromarray(np.full((9,9), np.nan, np.float32)), 'not numbers')
 
 def test_an_image_that_was_opened_elsewhere_and_is_truncated():
     raw = saved(drawn(), 'PNG')
