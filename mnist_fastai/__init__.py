@@ -1,6 +1,7 @@
 """Modules:
 
 - `mnist_fastai.files`: The official files of MNIST: found, fetched, verified. And the sample, which stands in where they cannot be had.
+- `mnist_fastai.images`: Pictures of any kind that people have, opened safely and as grey. Files of strangers come in here.
 - `mnist_fastai.predict`: The command `mnist_predict`: read the digits in pictures, a line each.
 - `mnist_fastai.synthetic`: Pictures to measure with: MNIST digits as people hand them in, digits of another writer, things that are no digits."""
 

@@ -1,6 +1,7 @@
 """Pictures of any kind that people have, opened safely and as grey. Files of strangers come in here.
 
-A plain file: nothing here is specific to digits. `nbs/16_own_digits.ipynb` shows what is made of the pictures.
+A plain file: nothing here is specific to digits. `mnist_fastai.preprocess` builds on this module, and
+`nbs/16_own_digits.ipynb` shows what is made of the pictures.
 """
 
 __all__ = ['ImageError', 'BlankError', 'formats', 'max_pixels', 'open_picture']
