@@ -132,7 +132,8 @@ def final_test(
     if verify and not old: raise ValueError(f'{path} is not in {log}: leave --verify out to evaluate and log it once.')
     data = data or load_mnist(sample=False)
     if data.source!='mnist':
-        raise ValueError('The final test is on the test split of MNIST, and these digits are of the sample: load MNIST.')
+        raise ValueError('The final test is on the test digits of MNIST, and these digits are of the sample: '
+                         'load MNIST.')
     try: new = _evaluate(net, data)
     except ValueError as e: raise ValueError(f'{path} cannot be evaluated: {e}') from None
     if old: return _compare(old, new, path, log)
