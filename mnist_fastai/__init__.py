@@ -1,8 +1,9 @@
 """Modules:
 
 - `mnist_fastai.files`: The official files of MNIST: found, fetched, verified. And the sample, which stands in where they cannot be had.
-- `mnist_fastai.images`: Pictures of any kind a person has, opened safely and as grey: the door through which strangers' files come in.
-- `mnist_fastai.synthetic`: Pictures to measure with: digits of MNIST as people hand them in, digits of another hand, and things that are no digits."""
+- `mnist_fastai.images`: Pictures of any kind that people have, opened safely and as grey. Files of strangers come in here.
+- `mnist_fastai.predict`: The command `mnist_predict`: read the digits in pictures, a line each.
+- `mnist_fastai.synthetic`: Pictures to measure with: MNIST digits as people hand them in, digits of another writer, things that are no digits."""
 
 __version__ = "0.1.0"
 

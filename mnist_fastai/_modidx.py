@@ -42,6 +42,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'mnist_fastai.checkpoint._make_card': ('saving.html#_make_card', 'mnist_fastai/checkpoint.py'),
                                          'mnist_fastai.checkpoint._same_kind': ('saving.html#_same_kind', 'mnist_fastai/checkpoint.py'),
                                          'mnist_fastai.checkpoint.card_text': ('saving.html#card_text', 'mnist_fastai/checkpoint.py'),
+                                         'mnist_fastai.checkpoint.check_pickle': ('saving.html#check_pickle', 'mnist_fastai/checkpoint.py'),
                                          'mnist_fastai.checkpoint.check_savable': ( 'saving.html#check_savable',
                                                                                     'mnist_fastai/checkpoint.py'),
                                          'mnist_fastai.checkpoint.describe': ('saving.html#describe', 'mnist_fastai/checkpoint.py'),

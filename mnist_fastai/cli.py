@@ -5,10 +5,12 @@ A plain file: what it does is taught in lessons 6 to 8, and this only strings it
 
 __all__ = ['main']
 
-import argparse, io, json, math, os, sys
+import argparse, io, json, math, sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryFile
+
+from mnist_fastai.core import Locked, UserError, atomic_write, file_lock, printable, versions
 
 def _number(kind, ok, what):
     "An argparse type: a number of `kind` that is `ok`, or else the message that it is not `what`"
@@ -51,16 +53,35 @@ def _device(name):
         return torch.device(name)
     except Exception: raise ValueError(f'There is no device {name!r} here: use cpu, or leave --device out.') from None
 
-def _writable(out):
-    "Make `out`, and make sure before time is spent that it can be written to"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=out).close()
-    except OSError as e:
-        raise OSError(f'{out} cannot be written to ({e.strerror or e}): '
-                      'make room, or choose another folder with --out.') from None
+class _Output:
+    "The folder that results are written to; `done` holds the names of the finished files"
+    def __init__(self, folder): self.folder,self.done = folder,[]
 
-def _train_one(name, recipe, args, data, device, done):
+    def prepare(self):
+        "Make the folder, and check before time is spent that it can be written to"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            TemporaryFile(dir=self.folder).close()
+        except OSError as e: raise self.error(self.folder, e) from None
+
+    def lock(self): return file_lock(self.folder/'.mnist_train.lock') # two commands would mix their files
+
+    def write(self, name, save):
+        "Call `save` with the path of the file called `name`"
+        path = self.folder/name
+        try: save(path)
+        except OSError as e: raise UserError(f'{self.error(path, e)} {self.finished()}') from None
+        self.done.append(name)
+
+    def error(self, path, e):
+        return UserError(f'{path} cannot be written to ({e.strerror or e}): '
+                         'make room, or choose another folder with --out.')
+
+    def finished(self):
+        if not self.done: return 'Nothing was finished or written.'
+        return f'Finished and whole in {self.folder}: {", ".join(self.done)}.'
+
+def _train_one(name, recipe, args, data, device, out):
     "Train and save one network; the learner, and its row of results"
     import numpy as np
     from mnist_fastai.checkpoint import save_network
@@ -74,62 +95,69 @@ def _train_one(name, recipe, args, data, device, done):
     table = summarize({name: learn}, ('valid','test'))
     row = table.to_dict('index')[name]
     metrics = {k: v for k,v in row.items() if k.startswith(('valid_','test_'))}
-    done.append(save_network(learn, args.out/f'{name}.pth', metrics))
+    out.write(f'{name}.pth', lambda path: save_network(learn, path, metrics))
     return learn,table
 
-def _run(args, done):
-    "Train, save, compare; the names of finished files go into `done`"
+def _run(args, out):
+    "Train, save, compare"
     import matplotlib
     matplotlib.use('agg')
-    import pandas as pd, torch
-    from mnist_fastai.core import atomic_write, versions
     from mnist_fastai.data import load_mnist
     from mnist_fastai.improvement import recipes # which brings the two recipes
     from mnist_fastai.loaders import digit_dls
     from mnist_fastai.models import find_model
-    from mnist_fastai.training import digit_learner, find_recipe, plot_losses
+    from mnist_fastai.training import digit_learner, find_recipe
     device = _device(args.device)
     changes = {k: v for k,v in dict(epochs=args.epochs, bs=args.bs, lr=args.lr).items() if v is not None}
     plan = {name: replace(find_recipe(name), **changes) for name in args.networks}
-    _writable(args.out)
-    data = load_mnist(args.root, args.mirror, args.sample)
-    what = dict(mnist='MNIST, every file verified', sample='the packaged sample of MNIST; results are from the sample')
-    print(f'Data: {what[data.source]} ({len(data.train):,} digits to train on, {len(data.valid):,} for validation, '
-          f'{len(data.test):,} for the test).')
-    for r in plan.values(): # what cannot be trained raises its error before anything is trained
-        digit_learner(digit_dls(data, r.bs), find_model(r.arch)(**r.kwargs))
-    learns,tables,results = {},[],{}
-    for name,recipe in plan.items():
-        learns[name],table = _train_one(name, recipe, args, data, device, done)
-        tables.append(table)
-        history = learns[name].history.epochs.drop(columns='fit').to_dict('records')
-        results[name] = dict(table.to_dict('index')[name], seed=args.seed, recipe=asdict(recipe), history=history)
-    ax,png = plot_losses(learns),io.BytesIO()
-    ax.figure.savefig(png, dpi=120, bbox_inches='tight')
-    done.append(atomic_write(args.out/'losses.png', png.getvalue()))
-    device = str(learns[name].dls.device)
-    res = dict(source=data.source, networks=results, versions=versions(), device=device,
+    out.prepare()
+    with out.lock():
+        data = load_mnist(args.root, args.mirror, args.sample)
+        what = dict(mnist='MNIST, every file verified',
+                    sample='the packaged sample of MNIST; results are from the sample')
+        print(f'Data: {what[data.source]} ({len(data.train):,} digits to train on, '
+              f'{len(data.valid):,} for validation, {len(data.test):,} for the test).')
+        for r in plan.values(): # what cannot be trained raises its error before anything is trained
+            digit_learner(digit_dls(data, r.bs), find_model(r.arch)(**r.kwargs))
+        trained = {name: _train_one(name, recipe, args, data, device, out) for name,recipe in plan.items()}
+        _write_results(trained, plan, args.seed, data.source, out)
+
+def _write_results(trained, plan, seed, source, out):
+    "Write the plot and the results of all networks, and print the table"
+    import pandas as pd, torch
+    from mnist_fastai.training import plot_losses
+    learns = {name: learn for name,(learn,_) in trained.items()}
+    results = {}
+    for name,(learn,table) in trained.items():
+        history = learn.history.epochs.drop(columns='fit').to_dict('records')
+        results[name] = dict(table.to_dict('index')[name], seed=seed, recipe=asdict(plan[name]), history=history)
+    png = io.BytesIO()
+    plot_losses(learns).figure.savefig(png, dpi=120, bbox_inches='tight')
+    out.write('losses.png', lambda path: atomic_write(path, png.getvalue()))
+    res = dict(source=source, networks=results, versions=versions(), device=str(learn.dls.device),
                threads=torch.get_num_threads())
-    done.append(atomic_write(args.out/'results.json', (json.dumps(res, indent=1, allow_nan=False) + '\n').encode()))
+    text = json.dumps(res, indent=1, allow_nan=False) + '\n'
+    out.write('results.json', lambda path: atomic_write(path, text.encode()))
     formats = dict(parameters='{:,}'.format, seconds='{:.1f}'.format)
-    print('\n' + pd.concat(tables).to_string(formatters=formats, float_format='{:.4f}'.format))
-    print(f'\nWritten to {args.out}: ' + ', '.join(o.name for o in done))
+    table = pd.concat([table for _,table in trained.values()])
+    print('\n' + table.to_string(formatters=formats, float_format='{:.4f}'.format))
+    print(f'\nWritten to {out.folder}: ' + ', '.join(out.done))
 
 def main(argv=None):
     "Entry point of `mnist_train`; returns the exit code"
-    args,done = _parser().parse_args(argv),[]
+    args = _parser().parse_args(argv)
+    out = _Output(args.out)
     if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(line_buffering=True) # progress through a pipe, too
     try:
-        from mnist_fastai.files import DataError
-        _run(args, done)
+        _run(args, out)
+        return 0
     except KeyboardInterrupt:
-        whole = ', '.join(o.name for o in done)
-        done_so_far = f'Finished and whole in {args.out}: {whole}.' if whole else 'Nothing was finished or written.'
-        print(f'\nStopped. {done_so_far}', file=sys.stderr)
+        print(f'\nStopped. {printable(out.finished())}', file=sys.stderr)
         return 130
-    except (DataError, ValueError, OSError) as e:
-        print(f'mnist_train: {e}', file=sys.stderr)
-        return 1
-    return 0
+    except Locked:
+        why = f'Another mnist_train writes into {args.out}: wait for it, or choose another folder with --out.'
+    except (UserError,ImportError,ValueError,OSError) as e: why = e
+    print(f'mnist_train: {printable(why)}', file=sys.stderr)
+    return 1
 
 if __name__=='__main__': sys.exit(main())

@@ -1,11 +1,11 @@
-"""What every module may need: versions, files that are written whole, one lock, and choices that are checked.
+"""What every module may need: versions, text for messages, files that are written whole, one lock, checked choices.
 
 A plain file: nothing here is specific to learning.
 """
 
-__all__ = ['versions', 'atomic_write', 'Locked', 'file_lock', 'check_choice', 'few_threads']
+__all__ = ['versions', 'printable', 'UserError', 'atomic_write', 'Locked', 'file_lock', 'check_choice', 'few_threads']
 
-import os, platform, tempfile
+import glob, os, platform, re, tempfile, time
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -17,14 +17,36 @@ def versions() -> dict:
     libs = {o: version(o) for o in ('torch','fastai','numpy')}
     return dict(python=platform.python_version(), **libs, mnist_fastai=__version__)
 
+def printable(
+    text, # A path, a URL, or what a file or a server says
+) -> str:
+    "`text` for a message: control characters become escapes such as `\\n`, and a URL loses its user and password"
+    text = re.sub(r'(?<=://)\S*@', '…@', str(text))
+    return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+class UserError(RuntimeError):
+    "An error whose message tells a user what is wrong and what to do; a command prints it without a traceback"
+    def __init__(self, message): super().__init__(printable(message)) # it may quote a file or a server
+
+def _remove_leftovers(folder, prefix, age=86_400):
+    "Remove temporary files that a killed process left more than `age` seconds ago"
+    for old in folder.glob(f'{prefix}*'):
+        try:
+            if time.time()-old.stat().st_mtime>age: old.unlink()
+        except OSError: pass # another process was faster, or it may not be removed
+
 def atomic_write(
     path, # File to write; its folder is made if need be
     content:bytes,
 ) -> Path: # `path`
-    "Write to a temporary file, then rename: `path` holds all of `content`, or what it held before. Raises `OSError`"
+    """Write to a temporary file, then rename: `path` holds all of `content`, or what it held before. Raises `OSError`
+
+    Also removes temporary files for `path` that killed processes left more than a day ago."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd,tmp = tempfile.mkstemp(dir=path.parent, prefix='.new-')
+    prefix = f'.new-{path.name[:60]}-' # a name may have 255 bytes, and a character four
+    _remove_leftovers(path.parent, glob.escape(prefix))
+    fd,tmp = tempfile.mkstemp(dir=path.parent, prefix=prefix)
     try:
         with os.fdopen(fd, 'wb') as f:
             f.write(content)
@@ -32,8 +54,9 @@ def atomic_write(
             os.fsync(f.fileno())
         os.chmod(tmp, 0o644)
         os.replace(tmp, path)
-    except BaseException:
+    except BaseException as e:
         os.unlink(tmp)
+        if isinstance(e, OSError) and e.filename is None: e.filename = str(path)
         raise
     return path
 

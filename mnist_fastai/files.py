@@ -4,18 +4,20 @@
 plain file and not a lesson; what it guards against is shown in `nbs/under_the_hood/files.ipynb`.
 """
 
-__all__ = ['FILES', 'DataError', 'Unreachable', 'mnist_root', 'mnist_mirror', 'read_verified', 'mnist_files', 'sample_arrays']
+__all__ = ['FILES', 'DataError', 'Unreachable', 'mnist_root', 'mnist_mirror', 'read_verified', 'mnist_files',
+           'sample_arrays']
 
-import errno, hashlib, os, shutil, socket, sys
+import gzip, hashlib, os, re, shutil, sys, threading, time
 from contextlib import ExitStack, contextmanager
-from http.client import HTTPException
+from http.client import HTTPException, InvalidURL
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from urllib.error import URLError
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import numpy as np
 
-from .core import Locked, file_lock
+from .core import Locked, UserError, file_lock, printable
 
 #: Size in bytes and SHA-256 of each extracted file, computed from the four archives whose md5 torchvision states
 #: (`torchvision.datasets.MNIST.resources`). The dataset: https://en.wikipedia.org/wiki/MNIST_database
@@ -26,10 +28,10 @@ FILES = {
     't10k-labels-idx1-ubyte': (10_008, 'ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2'),
 }
 
-# What this machine's own disk answers; every other OSError of a download is the network's.
-_LOCAL = {getattr(errno, o, None) for o in 'EACCES EPERM EROFS ENOSPC EDQUOT EFBIG EIO'.split()} - {None}
+_min_rate = 10_000 # bytes a second that a mirror sends at least, on average
+_wait = 900 # seconds to wait for another process that fetches
 
-class DataError(RuntimeError):
+class DataError(UserError):
     "The digits cannot be had; the message says what is wrong and what to do"
 
 class Unreachable(DataError):
@@ -50,10 +52,12 @@ def mnist_root(
 def mnist_mirror(
     mirror=None, # URL or absolute folder that holds the four archives; by default `MNIST_FASTAI_MIRROR`
 ): # A URL that ends in a slash, a `Path`, or None if no mirror is named
-    "The mirror of the user's own, which is tried before torchvision's. Raises `DataError` if there is no such folder"
+    "The mirror of the user's own, which is tried before torchvision's. Raises `DataError` if it cannot be one"
     mirror = str(mirror or os.environ.get('MNIST_FASTAI_MIRROR') or '').strip()
     if not mirror: return None
-    if mirror.lower().startswith(('http://', 'https://')): return mirror.rstrip('/') + '/'
+    if mirror.lower().startswith(('http://', 'https://')):
+        if not re.search('//[^/]*@', mirror): return mirror.rstrip('/') + '/'
+        raise DataError(f'The mirror {mirror} has a password in it, which is not supported: name one without.')
     p = Path(mirror).expanduser()
     if not p.is_absolute():
         raise DataError(f'The mirror {mirror!r} is neither a URL (http://, https://) nor an absolute path of a folder: '
@@ -93,13 +97,14 @@ def _state(path):
 def mnist_files(
     root=None, # Folder, see `mnist_root`
     mirror=None, # URL or folder, see `mnist_mirror`
-    timeout:float=20, # Seconds that a mirror may be silent
+    timeout:float=20, # Seconds that a mirror may be silent, and in all more than at 10 kB a second
 ) -> dict: # Name of the file: its bytes, uint8
     """The four files of MNIST, verified on every call; those missing or damaged are fetched first.
 
-    A damaged file is renamed to `*.damaged` once its replacement is there. Raises `Unreachable` if files are missing and
-    no mirror gives them, `DataError` if one is damaged and cannot be replaced, if the folder cannot be written to, or if
-    `mirror` is not a mirror, `ValueError` if `timeout` is not a time."""
+    A damaged file is renamed to `*.damaged` once its replacement is there. A mirror that is silent or slow is given up
+    for the next one. Raises `Unreachable` if files are missing and no mirror gives them. Raises `DataError` if one is
+    damaged and cannot be replaced, if the folder cannot be written to, or if `mirror` is not a mirror. Raises
+    `ValueError` if `timeout` is not a time."""
     if isinstance(timeout, bool) or not isinstance(timeout, (int,float)) or not 0<timeout<1e9:
         raise ValueError(f'The timeout must be a number of seconds above 0, not {timeout!r}.')
     raw = mnist_root(root)/'MNIST'/'raw'
@@ -114,12 +119,17 @@ def mnist_files(
     return {name: a for name,(a,_) in found.items()}
 
 @contextmanager
-def _lock(raw, fault='', wait=900):
+def _lock(raw, fault=''):
     "One process at a time fetches into `raw`; what a killed one left behind is removed"
     with ExitStack() as stack:
-        try: stack.enter_context(file_lock(raw/'.lock', timeout=wait))
+        def lock(timeout): stack.enter_context(file_lock(raw/'.lock', timeout))
+        try:
+            try: lock(1)
+            except Locked:
+                print(printable(f'Waiting for another process that is fetching MNIST into {raw}'), file=sys.stderr)
+                lock(_wait)
         except Locked:
-            raise DataError(f'Another process has been fetching MNIST into {raw} for {wait//60} minutes: '
+            raise DataError(f'Another process has been fetching MNIST into {raw} for {_wait/60:.0f} minutes: '
                             'wait for it or end it, then run again.') from None
         except OSError as e: raise _unwritable(raw, e, fault) from e
         for old in raw.glob('.fetch-*'): shutil.rmtree(old, ignore_errors=True)
@@ -141,12 +151,13 @@ def _fetch(name, raw, mirrors, timeout, fault):
                 tmp = Path(tmp)
                 if isinstance(source, Path): why = _from_folder(source, archive, tmp)
                 else: why = _from_url(source, archive, tmp, timeout)
-                a,bad = _state(tmp/name) if why is None else (None, why)
+                a,bad = _extract(tmp/archive) if why is None else (None, why)
                 if a is None:
-                    if source!=raw: notes.append(f'{source}: {bad}')
+                    if source!=raw: notes.append(f'{printable(source)}: {bad}')
                     continue
+                if (raw/archive).is_dir(): _put_aside(raw/archive)
                 os.replace(tmp/archive, raw/archive)
-                if fault: os.replace(raw/name, raw/f'{name}.damaged')
+                if fault: _put_aside(raw/name)
                 os.replace(tmp/name, raw/name)
                 return a
     except OSError as e: raise _unwritable(raw, e, fault) from e
@@ -156,42 +167,71 @@ def _fetch(name, raw, mirrors, timeout, fault):
     if fault: raise DataError(f'{fault}, and no mirror gives a whole one ({tried}): {advice}')
     raise Unreachable(f'{name} is not in {raw}, and no mirror gives it ({tried}): {advice}')
 
-def _from_folder(folder, archive, tmp):
-    "Copy `archive` and let torchvision extract it; returns None, or why it cannot"
+def _put_aside(path):
+    "Rename what is at `path` to `*.damaged`, or to `*.damaged2` and so on where a folder is in the way"
+    target,n = path.with_name(f'{path.name}.damaged'),1
+    while target.is_dir() or (target.exists() and path.is_dir()):
+        n += 1
+        target = path.with_name(f'{path.name}.damaged{n}')
+    os.replace(path, target)
+
+def _extract(archive):
+    "Extract the archive beside itself: the bytes of the file and None, or None and what is wrong with it"
+    path = archive.with_suffix('')
+    with gzip.open(archive) as src, path.open('wb') as dst: shutil.copyfileobj(src, dst)
+    return _state(path)
+
+def _is_official(path):
+    "Whether the archive at `path` has the MD5 that torchvision states"
     from torchvision.datasets import MNIST
     from torchvision.datasets.utils import check_integrity
+    return check_integrity(path, dict(MNIST.resources)[path.name])
+
+def _from_folder(folder, archive, tmp):
+    "Copy `archive` into `tmp`; returns None, or why it cannot be used"
     src = folder/archive
     try:
         if not src.is_file(): return f'holds no {archive}'
-        if not check_integrity(src, dict(MNIST.resources)[archive]): return f'its {archive} is damaged'
+        if not _is_official(src): return f'its {archive} is damaged'
     except OSError as e: return f'its {archive} cannot be read ({e.strerror or e})'
     shutil.copyfile(src, tmp/archive)
-    return _torchvision_download('', archive, tmp)
 
 def _from_url(url, archive, tmp, timeout):
-    "Let torchvision download and extract `archive`; returns None, or why it cannot"
-    print(f'Fetching {archive} from {url}', file=sys.stderr)
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(timeout) # torchvision sets none, and a silent server would hold it for ever
-    try: return _torchvision_download(url, archive, tmp)
-    except TimeoutError: return f'no answer within {timeout:g} seconds'
-    except (URLError, HTTPException, ValueError) as e: # ValueError: a malformed URL
-        return str(getattr(e, 'reason', None) or e) or type(e).__name__
-    except OSError as e:
-        if e.errno in _LOCAL: raise
-        return e.strerror or str(e)
-    finally: socket.setdefaulttimeout(before)
+    "Download `archive` into `tmp`; returns None, or why it cannot be used"
+    print(printable(f'Fetching {archive} from {url}'), file=sys.stderr)
+    longest = FILES[archive.removesuffix('.gz')][0]
+    try: content = _download(url + archive, longest, timeout)
+    except TimeoutError as e: return str(e)
+    except (ValueError,InvalidURL): return 'this is not a valid URL' # the exception may quote a part of a password
+    except HTTPError as e: return str(e) # such as 404, not found
+    except (HTTPException,OSError) as e: return str(getattr(e, 'reason', e)) or type(e).__name__
+    (tmp/archive).write_bytes(content)
+    if not _is_official(tmp/archive): return f'what it sends is not {archive}'
 
-def _torchvision_download(url, archive, folder):
-    "torchvision's own `MNIST.download`, md5 check and all, for one archive from one mirror; None, or why it failed"
-    from torchvision.datasets import MNIST
-    class OneArchive(MNIST):
-        mirrors,resources = [url],[o for o in MNIST.resources if o[0]==archive]
-        raw_folder = str(folder)
-        def __init__(self): pass
-    try: OneArchive().download()
-    except (RuntimeError, EOFError) as e: # torchvision's sentence goes over several lines
-        return ' '.join(str(e).split()).split('got: ')[-1].rstrip('.')
+def _download(url, longest, timeout):
+    """The bytes at `url`, not many more than `longest`. Raises `TimeoutError` if they come too slowly
+
+    A thread reads and this function watches it, since the timeout of a socket starts again with each byte."""
+    content,errors,stop = bytearray(),[],threading.Event()
+    def read():
+        try:
+            with urlopen(Request(url, headers={'User-Agent': 'mnist_fastai'}), timeout=timeout) as response:
+                while part := response.read1(65_536):
+                    content.extend(part)
+                    if stop.is_set() or len(content)>longest: break
+        except Exception as e: errors.append(e)
+    reader,start = threading.Thread(target=read, daemon=True),time.monotonic()
+    reader.start()
+    try:
+        while reader.is_alive():
+            reader.join(.05)
+            if time.monotonic()-start > timeout + len(content)/_min_rate: break
+    finally: stop.set()
+    timed_out = errors and isinstance(getattr(errors[0], 'reason', errors[0]), TimeoutError)
+    if timed_out or (reader.is_alive() and not content): raise TimeoutError(f'no answer within {timeout:g} seconds')
+    if reader.is_alive(): raise TimeoutError(f'it sends less than {_min_rate//1000} kB a second')
+    if errors: raise errors[0]
+    return bytes(content)
 
 def sample_arrays():
     "The packaged sample (see `SAMPLE.md`): images, uint8 (5000, 28, 28), and labels, uint8 (5000,)"

@@ -88,8 +88,9 @@ def copy_root(warm, tmp_path):
 
 class Mirror:
     """A mirror on the loopback device. `how` is what it does: 'archives', an HTTP status, 'html' (a page, status 200), 'half' a file, 'silent'
-    (accepts and never answers), 'reset' (hangs up) or 'trickle' (128 kB of the file, and then nothing). `requests` counts by path what was
-    asked for; `transfers` leaves out torchvision's probes, which ask for a file to learn its URL and read none of it."""
+    (accepts and never answers), 'reset' (hangs up), 'trickle' (128 kB of the file, and then nothing), 'drip' (the file, a byte every 20 ms),
+    'slow start' (the header, a byte every 20 ms), 'endless' (zeros) or 'rude' (a status line that would color a terminal). `requests` counts by
+    path what was asked for; `transfers` leaves out torchvision's probes, which ask for a file to learn its URL and read none of it."""
     def __init__(self, how, archives=None):
         self.how,self.archives,self.requests,self.transfers,self.ended = how,archives,Counter(),Counter(),threading.Event()
         mirror = self
@@ -111,13 +112,25 @@ class Mirror:
         if self.how=='silent': return self.ended.wait(60)
         if self.how=='reset': return h.connection.close()
         if isinstance(self.how, int): return h.send_error(self.how)
+        if self.how=='rude': return h.wfile.write(b'HTTP/1.0 404 \x1b[31mNot\x07 Found\r\n\r\n')
+        if self.how=='slow start': return self.drip(h, b'HTTP/1.0 200 OK\r\n' + b'X-Wait: a little more\r\n'*90)
+        if self.how=='endless':
+            h.wfile.write(b'HTTP/1.0 200 OK\r\n\r\n')
+            while not self.ended.is_set(): h.wfile.write(bytes(65_536))
         body = b'<!DOCTYPE html>\n<html>Please log in to this network</html>' if self.how=='html' else (self.archives/name).read_bytes()
         h.send_response(200)
         h.send_header('Content-Length', str(len(body)))
         h.end_headers()
         if self.how=='half': body = body[:len(body)//2]
         if self.how=='trickle' and not probe: h.wfile.write(body[:131_072]); return self.ended.wait(60)
+        if self.how=='drip' and not probe: return self.drip(h, body)
         h.wfile.write(body)
+
+    def drip(self, h, content):
+        for i in range(len(content)):
+            if self.ended.wait(.02): return
+            h.wfile.write(content[i:i+1])
+            h.wfile.flush()
 
     def close(self): self.ended.set(); self.server.shutdown(); self.server.server_close()
 
@@ -126,7 +139,7 @@ def serve(request):
     "A function that starts a `Mirror`; all end with the test"
     mirrors = []
     def _f(how='archives'):
-        archives = request.getfixturevalue('archives') if how in ('archives','half','trickle') else None
+        archives = request.getfixturevalue('archives') if how in ('archives','half','trickle','drip') else None
         mirrors.append(Mirror(how, archives))
         return mirrors[-1]
     yield _f
@@ -156,6 +169,6 @@ def _restore_ctrl_c(): signal.signal(signal.SIGINT, signal.SIG_DFL)
 #: For `Popen`: what a shell starts in the background inherits that Ctrl-C is ignored, and so would a test's own process
 ctrl_c = dict(preexec_fn=_restore_ctrl_c) if os.name=='posix' else {}
 
-def run_python(code, *args, **env):
+def run_python(code, *args, timeout=120, **env):
     "Run `code` in a Python of its own, in this test's environment with `env` on top; returns the completed process"
-    return subprocess.run([sys.executable, '-c', code, *map(str, args)], env=os.environ | env, cwd=repo, text=True, capture_output=True, timeout=120)
+    return subprocess.run([sys.executable, '-c', code, *map(str, args)], env=os.environ | env, cwd=repo, text=True, capture_output=True, timeout=timeout)

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import nn
 
 import mnist_fastai
-from conftest import repo, unprivileged
-from mnist_fastai.checkpoint import CheckpointError, load_network, save_network
+from conftest import repo, run_python, unprivileged
+from mnist_fastai.checkpoint import CheckpointError, check_pickle, load_network, save_network
 from mnist_fastai.core import versions, atomic_write
 from mnist_fastai.data import DataInfo, Mnist
 from mnist_fastai.loaders import digit_dls
@@ -177,9 +177,21 @@ def test_what_save_network_refuses(learns, few, path):
 
 def test_missing_folder_unreadable(tmp_path):
     refuse(tmp_path/'missing.pth', 'cannot be read', 'mnist_train')
-    refuse(tmp_path, 'cannot be read')
+    refuse(tmp_path, 'is not a regular file')
     refuse(tmp_path/'no'/'folder.pth', 'cannot be read')
     refuse(str(tmp_path/'text.pth'), 'cannot be read') # a string is as good as a path
+
+@posix
+def test_a_pipe_and_a_device(tmp_path):
+    "To open a pipe is to wait until somebody writes into it"
+    os.mkfifo(tmp_path/'pipe.pth')
+    (tmp_path/'link.pth').symlink_to('pipe.pth')
+    code = """import sys
+from mnist_fastai.checkpoint import *
+try: load_network(sys.argv[1])
+except CheckpointError as e: print(e)"""
+    for o in tmp_path/'pipe.pth', tmp_path/'link.pth', '/dev/zero':
+        assert run_python(code, o, timeout=30).stdout==f'{o} is not a regular file: give a file made by save_network.\n'
 
 @posix
 def test_unreadable(good):
@@ -328,6 +340,60 @@ def test_other_archives(path, good):
 
 # --- what asks for too much
 
+def spoil_pickle(path, good, entry):
+    "Write a copy of the checkpoint `good` whose pickle has one more entry; `entry` is in opcodes, a key and a value"
+    content = members(good)['archive/data.pkl']
+    assert content.endswith(b'u.')
+    return zip_of(path, {**members(good), 'archive/data.pkl': content[:-2] + entry + b'u.'})
+
+def word(s): return b'X' + struct.pack('<I', len(s)) + s.encode()
+def number(n): return b'J' + struct.pack('<i', n)
+
+@pytest.mark.parametrize('call', [b'cbuiltins\nbytearray\n' + number(300_000_000), b'cbuiltins\nset\n]', b'ccollections\nCounter\n}'],
+                         ids=['bytearray','set','Counter'])
+def test_types_that_can_take_any_memory_or_time(path, good, call):
+    "`weights_only` allows them; a checkpoint never has them"
+    assert 'more' in torch.load(spoil_pickle(path, good, word('more') + call + b'\x85R'), weights_only=True)
+    refuse(path, 'was not opened')
+
+@pytest.mark.parametrize('value', [b']', b'}', b')', b'N', b'G' + bytes(8), b'\x8a\x01\x05', number(5), word('text')],
+                         ids=['list','dict','tuple','None','float','long','int','text'])
+def test_a_pickle_with_anything_more(path, good, value):
+    refuse(spoil_pickle(path, good, word('more') + value), 'not made by save_network')
+
+def test_a_key_that_takes_long_to_hash(path, good):
+    "A tuple of two references to a tuple of two references to ...: each level doubles the time"
+    key = b')r' + number(1000)[1:]
+    for i in range(1000, 1016): key += b'j' + number(i)[1:] + b'j' + number(i)[1:] + b'\x86r' + number(i+1)[1:]
+    assert torch.load(spoil_pickle(path, good, key + word('value')), weights_only=True)
+    refuse(path, 'not made by save_network')
+
+def test_a_pickle_that_is_too_long(path, good):
+    names = [f'{i:0900}' for i in range(250)]
+    refuse(doctor(good, path, {k: torch.zeros(1) for k in names[:150]}), 'do not fit')
+    refuse(doctor(good, path, {k: torch.zeros(1) for k in names}), 'not made by save_network')
+
+@pytest.mark.parametrize('name', ['archive/data.pkl','archive/DATA.PKL','other/data.pkl'])
+@pytest.mark.filterwarnings('ignore:Duplicate name')
+def test_two_pickles(path, good, name):
+    "Only one of them would be checked"
+    path.write_bytes(good.read_bytes())
+    with zipfile.ZipFile(path, 'a') as z: z.writestr(name, members(good)['archive/data.pkl'])
+    refuse(path, 'not made by save_network')
+
+def test_a_tensor_larger_than_its_numbers(path, good):
+    content = members(good)['archive/data.pkl']
+    i = content.find(b'K\x10\x85') # the shape (16,) of the first bias
+    assert i>0
+    zip_of(path, {**members(good), 'archive/data.pkl': content[:i] + number(500_000_000) + content[i+2:]})
+    refuse(path, 'is damaged')
+
+@pytest.mark.parametrize('n', [0, 1, 2, 999, 1000, 1001, 1002])
+def test_the_layout_of_a_pickle_of_any_length(n, path):
+    "pickle writes a dict in parts of 1000 entries, and a part of one entry with another opcode"
+    torch.save(dict(card='{}', state_dict={str(i): torch.zeros(i%4*(1,)) for i in range(n)}), path)
+    check_pickle(members(path)['x/data.pkl'])
+
 def test_packed_data(path, good):
     for how in zipfile.ZIP_DEFLATED,zipfile.ZIP_BZIP2: opens_or_refuses(zip_of(path, members(good), how), load_network(good)) # random numbers hardly shrink
     for name in 'archive/data/0','archive/more':
@@ -359,27 +425,30 @@ def test_overlapping_and_repeated_numbers(path, few, good):
     learn.model.train_sources,learn.model.data_info = ('sample',),DataInfo()
     big = save_network(learn, path.with_name('big.pth'))
     w = torch.randn(512,512)
-    refuse(doctor(big, path, {f'layers.{i}.weight': w for i in (1,2)}), 'overlap') # one storage for two
+    refuse(doctor(big, path, {f'layers.{i}.weight': w.detach() for i in (1,2)}), 'overlap') # one storage for two
     one = torch.ones(1)
     refuse(doctor(good, path, {'layers.0.weight': one.expand(16,784)}), 'do not fit', 'layers.0.weight')
 
 # --- what does not fit
 
 def other_kinds(t):
-    yield from (t.double(), t.half(), t.int(), t.bool(), t.to(torch.complex64), t.to(torch.bfloat16))
-    yield from (t.to_sparse(), t.view(2, -1).to_sparse_csr(), t.to('meta'), t[None], t[:-1], t.flatten()[:1], torch.zeros(0), nn.Parameter(t.clone()))
-    yield from (t.tolist(), None, 1., 'text', {}, t.mT if t.ndim>1 else t.view(2, -1))
+    "Values in place of the tensor `t`, each with a part of the message"
+    for o in (t.double(), t.half(), t.int(), t.bool(), t.to(torch.complex64), t.to(torch.bfloat16), t[None], t[:-1], t.flatten()[:1],
+              torch.zeros(0), t.mT if t.ndim>1 else t.view(2, -1)): yield o,'do not fit'
+    for o in (t.to_sparse(), t.view(2, -1).to_sparse_csr(), t.to('meta'), nn.Parameter(t.clone())): yield o,'was not opened'
+    for o in (t.tolist(), None, 1., 'text', {}): yield o,'not made by save_network'
 
 @pytest.mark.filterwarnings('ignore:Validating sparse tensor', 'ignore:Sparse CSR tensor')
 def test_weights_of_another_kind(path, good):
     state = torch.load(good, weights_only=True)['state_dict']
     for k in 'layers.0.weight','norms.0.running_var':
-        for v in other_kinds(state[k]): refuse(doctor(good, path, {k: v}), 'do not fit', k)
+        for v,why in other_kinds(state[k]): refuse(doctor(good, path, {k: v}), why, k if why=='do not fit' else '')
 
 def test_missing_and_extra_weights(path, good):
     for k in torch.load(good, weights_only=True)['state_dict']: refuse(doctor(good, path, drop=[k]), 'do not fit', k)
     refuse(doctor(good, path, {'layers.2.bias': torch.zeros(10)}), 'do not fit', 'layers.2.bias')
-    for k in 5, None, ('a','b'), 'x'*100_000: refuse(doctor(good, path, {k: torch.zeros(1)}), 'do not fit')
+    refuse(doctor(good, path, {'x'*100_000: torch.zeros(1)}), 'do not fit')
+    for k in 5, None, ('a','b'): refuse(doctor(good, path, {k: torch.zeros(1)}), 'not made by save_network')
 
 def test_weights_that_are_no_numbers(path, good):
     state = torch.load(good, weights_only=True)['state_dict']
@@ -390,11 +459,26 @@ def test_weights_that_are_no_numbers(path, good):
             w.view(-1)[-1] = bad
             refuse(doctor(good, path, {k: w}), 'not finite')
 
+def test_a_variance_below_zero(path, good):
+    "Every logit would be NaN"
+    var = torch.load(good, weights_only=True)['state_dict']['norms.0.running_var'].clone()
+    var[3] = -1
+    refuse(doctor(good, path, {'norms.0.running_var': var}), 'a variance below 0')
+
 def test_weights_that_carry_attributes(path, good):
     "A tensor in a file may bring attributes of its own that hide its methods"
     t = torch.load(good, weights_only=True)['state_dict']['layers.0.bias']
     for k in 'isfinite','is_contiguous','numel': setattr(t, k, 'a word')
     assert opens_or_refuses(doctor(good, path, {'layers.0.bias': t}), load_network(good)) in (True,False)
+
+def test_control_characters_stay_out_of_messages(path, good, tmp_path):
+    "They could clear a terminal, or show a message that is not ours"
+    red = '\x1b[31m\r\n\u202e'
+    for file,why in ((doctor(good, path, {red: torch.zeros(1)}), 'do not fit'), (doctor(good, tmp_path/'a.pth', arch=red), 'not known here'),
+                     (doctor(good, tmp_path/'b.pth', kwargs={red: 1}), 'cannot be built'), (doctor(good, tmp_path/'c.pth', kwargs=dict(p=red)), 'cannot be built'),
+                     (tmp_path/'missing\n\x1b[2J.pth', 'cannot be read')):
+        with pytest.raises(CheckpointError, match=why) as e: load_network(file)
+        assert str(e.value).isprintable(), str(e.value)
 
 def test_another_architecture(learns, path, good):
     for o in 'ConvNet','network','','__class__','x'*5000, 'ImprovedNetwork\n': refuse(doctor(good, path, arch=o), 'not known here')

@@ -1,5 +1,5 @@
 "`mnist_train`: what it prints, what it writes, and what it says when it cannot"
-import json, os, re, signal, subprocess, sys, tempfile, time
+import errno, json, os, re, signal, subprocess, sys, tempfile, time
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from conftest import ctrl_c, repo, run_python, unprivileged
 from test_checkpoint import full_disk
 from mnist_fastai.checkpoint import load_network, save_network
 from mnist_fastai.cli import _parser, main
+from mnist_fastai.core import file_lock
 from mnist_fastai.loaders import digit_dls
 from mnist_fastai.improvement import recipes
 from mnist_fastai.models import count_parameters
@@ -26,7 +27,7 @@ def command(*args, **env):
     "The command as a process of its own"
     return subprocess.run([*CLI, *map(str, args)], env=clean_env() | env, text=True, capture_output=True, timeout=300)
 
-def names(folder): return {o.name for o in Path(folder).iterdir()}
+def names(folder): return {o.name for o in Path(folder).iterdir() if o.name!='.mnist_train.lock'}
 
 @pytest.fixture(scope='module')
 def both(tmp_path_factory):
@@ -219,8 +220,46 @@ def test_out_that_is_read_only(run):
 def test_a_disk_that_is_full(run, tmp_path):
     (tmp_path/'Network.pth').write_text('from before')
     with full_disk(1_000_000): code,out,err = run('--sample', '--epochs', 1, '--batch-size', 4000, out=tmp_path)
-    assert code==1 and len(err)==1 and 'File too large' in err[0], err
+    told(code, err, f'{tmp_path/"Network.pth"} cannot be written to (File too large)', '--out', 'Nothing was finished or written')
     assert names(tmp_path)=={'Network.pth'} and (tmp_path/'Network.pth').read_text()=='from before'
+
+@posix
+def test_a_disk_that_is_full_after_the_first_network(run, tmp_path, monkeypatch):
+    "The message names the file that failed, and what is whole"
+    fsync,calls = os.fsync,[]
+    def full(fd):
+        calls.append(fd)
+        if len(calls)>1: raise OSError(errno.ENOSPC, 'No space left on device')
+        fsync(fd)
+    monkeypatch.setattr(os, 'fsync', full)
+    code,out,err = run('--sample', '--epochs', 1, '--batch-size', 4000, out=tmp_path)
+    told(code, err, f'{tmp_path/"ImprovedNetwork.pth"} cannot be written to (No space left on device)', f'Finished and whole in {tmp_path}: Network.pth.')
+    assert names(tmp_path)=={'Network.pth'} and load_network(tmp_path/'Network.pth')
+
+def test_two_commands_into_one_folder(run, tmp_path):
+    "Their files would be mixed: one network of the first run, and the results of the second"
+    with file_lock(tmp_path/'out'/'.mnist_train.lock'):
+        code,out,err = run('--sample', '--epochs', 1)
+    told(code, err, 'Another mnist_train writes into', tmp_path/'out', '--out')
+    assert out==[] and names(tmp_path/'out')==set()
+
+@pytest.mark.slow
+def test_two_processes_into_one_folder(tmp_path):
+    args = ['--sample', '--epochs', '40', '--batch-size', '500', '--networks', 'Network', '--out', str(tmp_path)]
+    first = subprocess.Popen([*CLI, *args], env=clean_env(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert first.stdout.readline().startswith('Data: ')
+        second = command(*args)
+        assert second.returncode==1 and second.stdout=='' and 'Another mnist_train' in second.stderr
+    finally:
+        first.kill()
+        first.communicate()
+    assert command('--sample', '--epochs', 1, '--batch-size', 4000, '--networks', 'Network', '--out', tmp_path).returncode==0 # the lock went with it
+
+def test_an_import_that_fails(tmp_path):
+    for module in 'mnist_fastai.files','torch':
+        r = run_python(f"import sys; sys.modules['{module}'] = None; from mnist_fastai.cli import main; sys.exit(main(['--out', sys.argv[1]]))", tmp_path)
+        assert r.returncode==1 and r.stderr.startswith('mnist_train: ') and module in r.stderr and r.stderr.count('\n')==1, r.stderr
 
 # --- Ctrl-C
 

@@ -2,6 +2,7 @@
 import gzip, hashlib, os, re, shutil, signal, socket, subprocess, sys, tempfile, time
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.request import install_opener
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -135,7 +136,8 @@ def test_folder_mirror_with_a_fault_falls_through(archive, copy_root, tmp_path, 
     mnist_files(root, folder)
     assert good.transfers=={small+'.gz':1} and whole(root) and no_rubbish(root)
 
-faults = [(404,'404'), (503,'503'), ('html','corrupted'), ('half','corrupted'), ('silent','no answer within 0.3 seconds'), ('reset','')]
+faults = [(404,'404'), (503,'503'), ('html','what it sends is not train-images'), ('half','what it sends is not train-images'), ('endless','what it sends is not'),
+          ('silent','no answer within 0.3 seconds'), ('drip','less than 10 kB a second'), ('slow start','no answer within 0.3 seconds'), ('reset','')]
 
 @pytest.mark.parametrize('how', [o for o,_ in faults] + ['refused', 'no URL', 'no port', 'not ascii'])
 def test_mirror_that_fails_falls_through(how, copy_root, serve, dead_url):
@@ -149,7 +151,7 @@ def test_mirror_that_fails_falls_through(how, copy_root, serve, dead_url):
 
 @pytest.mark.parametrize('how,told', faults)
 def test_every_failure_is_told(how, told, tmp_path, serve, request):
-    if how=='half': request.getfixturevalue('archives')
+    if how in ('half','drip'): request.getfixturevalue('archives')
     bad,second = serve(how),serve(404)
     MNIST.mirrors = [second.url]
     with pytest.raises(Unreachable) as e: mnist_files(tmp_path/'root', bad.url, timeout=.3)
@@ -157,6 +159,36 @@ def test_every_failure_is_told(how, told, tmp_path, serve, request):
     assert s.index(bad.url)<s.index(second.url)
     assert not re.search(re.escape(bad.url) + r'[^:]*: *[;)]', s) # each has a reason, even where the exception has no text
     assert names(tmp_path/'root')==[]
+
+def test_control_characters_of_a_server_stay_out_of_messages(tmp_path, serve, capfd):
+    rude = serve('rude')
+    with pytest.raises(Unreachable) as e: mnist_files(tmp_path/'a\nb', rude.url, timeout=5)
+    assert '404' in one_sentence(e) and str(e.value).isprintable()
+    assert all(o.isprintable() for o in capfd.readouterr().err.splitlines())
+
+@pytest.mark.parametrize('mirror', ['http://me:secret@127.0.0.1:1/mnist/', 'https://me:secret@host', 'http://secret@host/'])
+def test_a_mirror_with_a_password(mirror, tmp_path, capfd):
+    with pytest.raises(DataError, match='is not supported') as e: mnist_files(tmp_path/'root', mirror)
+    assert not isinstance(e.value, Unreachable) and not (tmp_path/'root').exists()
+    assert 'secret' not in one_sentence(e) + capfd.readouterr().err
+
+def test_a_password_that_breaks_the_url(tmp_path, capfd, monkeypatch):
+    "Everything after its slash is a path to a program; a reader still sees the password"
+    monkeypatch.delenv('http_proxy')
+    install_opener(None) # the one in use remembers the proxy
+    try:
+        with pytest.raises(Unreachable) as e: mnist_files(tmp_path/'root', 'http://me:sec/ret@127.0.0.1:1/mnist/', timeout=5)
+    finally: install_opener(None)
+    said = one_sentence(e, 'not a valid URL') + capfd.readouterr().err
+    assert not [o for o in ('sec/','ret@',"'sec'") if o in said]
+
+@pytest.mark.parametrize('how', ['drip','slow start','endless'])
+def test_a_mirror_that_would_take_for_ever_falls_through(how, copy_root, serve):
+    bad,good = serve(how),serve()
+    MNIST.mirrors = [good.url]
+    root,start = copy_root(small, small+'.gz'),time.monotonic()
+    mnist_files(root, bad.url, timeout=.5)
+    assert time.monotonic()-start<10 and good.transfers=={small+'.gz':1} and whole(root) and no_rubbish(root)
 
 def test_a_mirror_that_falls_silent_midway(copy_root, serve):
     slow,good = serve('trickle'),serve()
@@ -265,6 +297,28 @@ def test_a_folder_in_the_place_of_a_file(copy_root):
     mnist_files(root)
     assert (root/'MNIST'/'raw'/f'{small}.damaged').is_dir() and whole(root)
 
+@pytest.mark.parametrize('content', [[], ['a file']], ids=['empty','full'])
+def test_folders_in_the_way(content, copy_root, serve):
+    "Named like an archive, or like the file that a damaged one is renamed to"
+    root,good = copy_root(small+'.gz'),serve()
+    raw = root/'MNIST'/'raw'
+    for name in f'{small}.gz',f'{small}.damaged',f'{small}.damaged2':
+        (raw/name).mkdir()
+        for o in content: (raw/name/o).write_text('of somebody')
+    before,_ = spoil(raw/small, 'html')
+    mnist_files(root, good.url)
+    assert whole(root) and (raw/f'{small}.damaged3').read_bytes()==before
+    for name in f'{small}.gz.damaged',f'{small}.damaged',f'{small}.damaged2': assert [o.name for o in (raw/name).iterdir()]==content
+
+def test_a_folder_in_the_place_of_a_file_twice(copy_root):
+    root = copy_root()
+    for _ in range(2):
+        replace(root/'MNIST'/'raw'/small, b'')
+        (root/'MNIST'/'raw'/small).unlink()
+        (root/'MNIST'/'raw'/small).mkdir()
+        mnist_files(root)
+    assert whole(root) and (root/'MNIST'/'raw'/f'{small}.damaged2').is_dir()
+
 def test_read_verified_names_the_file_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError): read_verified(tmp_path/small)
 
@@ -320,9 +374,9 @@ def test_interrupted_download(tmp_path, serve):
         go(*ps.values())
         for sig,p in ps.items():
             for _ in range(400):
-                if any(o.stat().st_size for o in (tmp_path/sig).glob('MNIST/raw/.fetch-*/*')): break
+                if slow.transfers and any((tmp_path/sig).glob('MNIST/raw/.fetch-*')): break
                 time.sleep(.05)
-            else: pytest.fail('nothing arrived')
+            else: pytest.fail('nothing was asked for')
             p.send_signal(getattr(signal, sig))
             out,err = p.communicate(timeout=30)
             assert p.returncode!=0 and out==''
@@ -349,20 +403,30 @@ def test_two_processes_at_once(tmp_path, serve):
     assert names(tmp_path/'root')==sorted([*FILES, *MD5, small+'.damaged']) and whole(tmp_path/'root')
     assert (raw/f'{small}.damaged').read_bytes()==b'damaged'
 
-def test_another_process_that_never_ends(tmp_path, archives):
-    from filelock import FileLock
-    from mnist_fastai.files import _lock
-    raw = tmp_path/'MNIST'/'raw'
+@pytest.fixture
+def held(tmp_path):
+    "A root into which another process is fetching, and that process; it ends when a line is written to it"
+    raw = tmp_path/'root'/'MNIST'/'raw'
     raw.mkdir(parents=True)
     code = "import sys; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); sys.stdin.readline()"
     p = subprocess.Popen([sys.executable, '-c', code, str(raw/'.lock')], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        assert p.stdout.readline()=='held\n'
-        with pytest.raises(DataError) as e:
-            with _lock(raw, wait=.2): pass
-        one_sentence(e, 'Another process', raw)
-    finally: p.communicate('\n', timeout=30)
-    with _lock(raw, wait=.2): pass
+    assert p.stdout.readline()=='held\n'
+    yield tmp_path/'root',p
+    if p.poll() is None: p.communicate('\n', timeout=30)
+
+def test_another_process_that_never_ends(held, archives, monkeypatch):
+    root,_ = held
+    monkeypatch.setattr('mnist_fastai.files._wait', .2)
+    with pytest.raises(DataError) as e: mnist_files(root, archives)
+    one_sentence(e, 'Another process', root)
+
+def test_waiting_for_another_process_is_told(held, archives):
+    root,other = held
+    p = start(root, archives)
+    go(p)
+    assert p.stderr.readline()==f'Waiting for another process that is fetching MNIST into {root/"MNIST"/"raw"}\n'
+    other.communicate('\n', timeout=30)
+    assert p.wait(timeout=60)==0 and whole(root)
 
 # --- this machine's disk
 

@@ -1,17 +1,17 @@
-"`mnist_final_test`: one look at the test digits for each checkpoint, in a log that nothing else writes"
+"`mnist_final_test`: one evaluation on the test digits for each checkpoint, in a log that nothing else writes"
 import json, os, shutil, subprocess, sys
 from importlib.metadata import entry_points
 
 import pytest
 import torch
 
-from conftest import repo, unprivileged
+from conftest import repo, run_python, unprivileged
 from test_checkpoint import full_disk
-from mnist_fastai import final_test as final
+from mnist_fastai import interpret
 from mnist_fastai.checkpoint import load_network, save_network
 from mnist_fastai.data import Mnist
 from mnist_fastai.loaders import digit_dls
-from mnist_fastai.final_test import final_test, main, read_log
+from mnist_fastai.final_test import default_log, final_test, find_log, main, read_log
 from mnist_fastai.training import Recipe, evaluate, train
 
 posix = pytest.mark.skipif(os.name!='posix', reason='needs POSIX')
@@ -51,9 +51,9 @@ def refuse(path, log, *parts, err=ValueError, **kwargs):
     assert (log.read_bytes() if log.exists() else None)==before
     if log.parent.exists(): assert {o.name for o in log.parent.iterdir()}<={log.name, f'.{log.name}.lock'}
 
-# --- the look
+# --- the evaluation
 
-def test_the_first_look(nets, log, full, capsys):
+def test_the_first_evaluation(nets, log, full, capsys):
     res = final_test(nets[0], log, data=full)
     said, = capsys.readouterr().out.splitlines()
     assert said.startswith(f'{nets[0]}: test accuracy {100*res["accuracy"]:.2f} %') and said.endswith(f'logged in {log}.')
@@ -71,18 +71,19 @@ def test_the_first_look(nets, log, full, capsys):
     assert {**entry, 'logged': True, 'differ': 0}==res and entry['file']=='Network.pth' and entry['card']=={k: net.card[k] for k in ('arch','seed','recipe')}
     assert entry['threads']==torch.get_num_threads() and entry['versions']['python'] and entry['device']=='cpu' and entry['cpu'] and entry['when'].endswith('+00:00')
 
-def test_a_second_look_writes_nothing(logged, nets, full, capsys):
+def test_a_second_evaluation_writes_nothing(logged, nets, full, capsys):
     before,stat = logged.read_bytes(),logged.stat()
     capsys.readouterr()
     for o in nets:
         for verify in False,True:
             res = final_test(o, logged, verify, full)
-            assert not res['logged'] and res['differ']==0 and 'nothing was written' in capsys.readouterr().out
+            said = capsys.readouterr().out
+            assert not res['logged'] and res['differ']==0 and 'nothing was written' in said and str(logged) in said
     moved = nets[0].rename(nets[0].with_name('other name.pth')) # it is known by what is in it
     assert final_test(moved, logged, data=full)['file']=='Network.pth'
     assert logged.read_bytes()==before and logged.stat().st_mtime_ns==stat.st_mtime_ns and [o['file'] for o in read_log(logged)]==['Network.pth','ImprovedNetwork.pth']
 
-def test_a_second_look_leaves_no_lock(logged, nets, full):
+def test_a_second_evaluation_leaves_no_lock(logged, nets, full):
     (logged.parent/f'.{logged.name}.lock').unlink(missing_ok=True)
     final_test(nets[0], logged, data=full)
     assert list(logged.parent.iterdir())==[logged]
@@ -93,10 +94,10 @@ def test_an_entry_is_a_line(logged):
 
 def test_the_committed_log(full):
     "What the repository's own log says of the networks in models/ still holds"
-    log = repo/final.default_log
-    looks = {o['file'] for o in read_log(log)}
-    if not looks: pytest.skip(f'{final.default_log} is not there')
-    for o in NAMES: final_test(repo/'models'/f'{o}.pth', log, verify=True, data=full)
+    if not read_log(repo/default_log): pytest.skip(f'{default_log} is not there')
+    for o in NAMES:
+        assert find_log(repo/'models'/f'{o}.pth')==repo/default_log
+        final_test(repo/'models'/f'{o}.pth', verify=True, data=full)
 
 @pytest.mark.slow
 @pytest.mark.parametrize('change', ['accuracy','loss','wrong','said'])
@@ -109,10 +110,10 @@ def test_a_log_that_says_otherwise(logged, nets, full, change):
     if change=='said':
         for w in o['wrong'][:3]: w[1] = (w[1]+1)%10
     logged.write_text(json.dumps(d))
-    refuse(nets[0], logged, nets[0], f'answers {3 if change in ("wrong","said") else 0} of 10,000', 'the log was changed', data=full)
+    refuse(nets[0], logged, nets[0], f'predicts {3 if change in ("wrong","said") else 0} of 10,000', 'the log was changed', data=full)
     assert final_test(nets[1], logged, data=full)['differ']==0
 
-def test_two_answers_may_differ(logged, nets, full):
+def test_two_predictions_may_differ(logged, nets, full):
     "As much as rounding on another machine may do"
     d = json.loads(logged.read_text())
     d['looks'][0]['wrong'] = d['looks'][0]['wrong'][2:]
@@ -120,7 +121,53 @@ def test_two_answers_may_differ(logged, nets, full):
     logged.write_text(json.dumps(d))
     assert final_test(nets[0], logged, data=full)['differ']==2
 
-# --- what is refused
+# --- which log
+
+def test_the_same_log_from_every_folder(nets, full, tmp_path, monkeypatch, capsys):
+    "A log that is not found would mean a second evaluation"
+    (tmp_path/'elsewhere').mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert final_test('Network.pth', data=full)['logged']
+    log = tmp_path/default_log
+    assert str(log) in capsys.readouterr().out and [o['file'] for o in read_log(log)]==['Network.pth']
+    monkeypatch.chdir(tmp_path/'elsewhere')
+    for path in nets[0], '../Network.pth':
+        assert not final_test(path, data=full)['logged'] and str(log) in capsys.readouterr().out
+    assert final_test(nets[1], data=full)['logged'] and len(read_log(log))==2
+    assert not list((tmp_path/'elsewhere').iterdir())
+
+def test_a_new_log_is_where_it_is_found_again(nets, tmp_path, monkeypatch):
+    project,trained,other = tmp_path/'project',tmp_path/'project'/'a'/'trained',tmp_path/'other'
+    for o in trained,other: o.mkdir(parents=True)
+    path = nets[0].rename(trained/'net.pth')
+    monkeypatch.chdir(project)
+    assert find_log(path)==find_log('a/trained/net.pth')==project/default_log # the current folder, if it is above the checkpoint
+    monkeypatch.chdir(other)
+    assert find_log(path)==trained/default_log # else beside the checkpoint
+    for folder in project,trained:
+        (folder/'results').mkdir()
+        (folder/default_log).write_text('{"format": "mnist_fastai final test 1", "looks": []}')
+        assert find_log(path)==folder/default_log # the nearest one above it
+
+def test_a_copy_is_found_in_the_log_of_the_current_folder(nets, tmp_path, monkeypatch, full):
+    project = tmp_path/'project'
+    project.mkdir()
+    monkeypatch.chdir(project)
+    final_test(shutil.copy(nets[0], project/'net.pth'), data=full)
+    assert find_log(nets[0])==project/default_log # it has the entry
+    (tmp_path/'results').mkdir()
+    (tmp_path/default_log).write_text('{"format": "mnist_fastai final test 1", "looks": []}')
+    assert find_log(nets[0])==project/default_log and find_log(nets[1])==tmp_path/default_log
+
+# --- what is rejected
+
+def test_logits_that_are_not_finite(nets, log, full):
+    "The message names the file"
+    ck = torch.load(nets[0], weights_only=True)
+    for k,v in ck['state_dict'].items():
+        if k.endswith('weight'): v.fill_(3e38)
+    torch.save(ck, nets[0])
+    refuse(nets[0], log, nets[0], 'not finite', data=full)
 
 def test_a_network_of_the_sample(stranger, log): refuse(stranger, log, stranger, "was trained on 'sample'")
 
@@ -160,11 +207,11 @@ def test_a_full_disk(nets, log, full):
     with full_disk(100): refuse(nets[1], log, log, 'Nothing was written', err=OSError, data=full)
     assert [o['file'] for o in read_log(log)]==['Network.pth']
 
-def test_stopped_while_looking_and_while_writing(nets, log, full, monkeypatch):
+def test_stopped_while_evaluating_and_while_writing(nets, log, full, monkeypatch):
     final_test(nets[0], log, data=full)
     before = log.read_bytes()
     def stop(*args): raise KeyboardInterrupt
-    for where,name in (final,'_look'), (os,'fsync'):
+    for where,name in (interpret,'logits_of'), (os,'fsync'):
         with monkeypatch.context() as m:
             m.setattr(where, name, stop)
             with pytest.raises(KeyboardInterrupt): final_test(nets[1], log, data=full)
@@ -173,12 +220,14 @@ def test_stopped_while_looking_and_while_writing(nets, log, full, monkeypatch):
 
 def test_another_process_was_first(nets, log, full, monkeypatch):
     "Logged by somebody else between our look and our turn to write"
-    look,first = final._look,[]
+    logits_of,first = interpret.logits_of,[]
     def slow(*args):
-        res = look(*args)
-        if not first: first.append(1); final_test(nets[0], log, data=full)
+        res = logits_of(*args)
+        if not first:
+            first.append(1)
+            final_test(nets[0], log, data=full)
         return res
-    monkeypatch.setattr(final, '_look', slow)
+    monkeypatch.setattr(interpret, 'logits_of', slow)
     assert not final_test(nets[0], log, data=full)['logged'] and len(read_log(log))==1
 
 # --- the command
@@ -193,7 +242,7 @@ def test_the_command(nets, log, full, monkeypatch, capsys, tmp_path):
     def run(*args): return main([*args, '--log', str(log)]),*(o.splitlines() for o in capsys.readouterr())
     assert run(*paths, '--verify')[0]==1 and not log.exists()
     code,out,err = run(paths[0], str(tmp_path/'none.pth'), paths[1])
-    assert code==1 and len(out)==2 and len(err)==1 and err[0].startswith('mnist_final_test: ') and 'none.pth cannot be read' in err[0] # the others are looked at
+    assert code==1 and len(out)==2 and len(err)==1 and err[0].startswith('mnist_final_test: ') and 'none.pth cannot be read' in err[0] # the others are evaluated
     code,out,err = run(*paths, '--verify')
     assert code==0 and err==[] and all('nothing was written' in o for o in out) and len(read_log(log))==2
     log.write_text('{')
@@ -210,6 +259,11 @@ def test_stopped(monkeypatch, capsys, nets, log):
     def stop(*args, **kwargs): raise KeyboardInterrupt
     monkeypatch.setattr('mnist_fastai.data.load_mnist', stop)
     assert main([str(nets[0]), '--log', str(log)])==130 and 'The log is whole.' in capsys.readouterr().err
+
+def test_an_import_that_fails(nets):
+    for module in 'mnist_fastai.data','torch':
+        r = run_python(f"import sys; sys.modules['{module}'] = None; from mnist_fastai.final_test import main; sys.exit(main(sys.argv[1:]))", nets[0])
+        assert r.returncode==1 and r.stderr.startswith('mnist_final_test: ') and module in r.stderr and r.stderr.count('\n')==1, r.stderr
 
 @pytest.mark.slow
 def test_mnist_train_writes_no_log(tmp_path):

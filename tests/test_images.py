@@ -136,7 +136,7 @@ def test_files_that_are_none(tmp_path):
     refused(tmp_path/('x'*3000), 'file')
     if hasattr(os, 'mkfifo'):
         os.mkfifo(tmp_path/'pipe.png')
-        refused(tmp_path/'pipe.png', 'no plain file') # and does not wait for somebody to write
+        refused(tmp_path/'pipe.png', 'not a regular file') # and does not wait for somebody to write
 
 def test_a_file_that_may_not_be_read(tmp_path):
     (tmp_path/'mine.png').write_bytes(saved(drawn(), 'PNG'))
@@ -191,7 +191,7 @@ def test_too_small():
     assert open_picture(np.zeros((8,1))).size==(1,8)
 
 def test_numbers_that_are_none():
-    refused(Image.fromarray(np.full((9,9), np.nan, np.float32)), 'no numbers')
+    refused(Image.fromarray(np.full((9,9), np.nan, np.float32)), 'not numbers')
 
 def test_an_image_that_was_opened_elsewhere_and_is_truncated():
     raw = saved(drawn(), 'PNG')

@@ -4,10 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from conftest import ctrl_c, repo, run_python
+from conftest import ctrl_c, repo, run_python, unprivileged
+from mnist_fastai.checkpoint import save_network
+from mnist_fastai.data import Mnist
 from mnist_fastai.predict import main, find_images
+from mnist_fastai.training import Recipe, train
 from test_inference import seven
 from test_images import png, saved
 
@@ -98,13 +102,90 @@ def test_folders_are_walked_in_order(tmp_path):
     assert [o.relative_to(tmp_path).as_posix() for o in find_images([tmp_path])]==['a.JPG','b.png','deep/c.gif']
     assert list(find_images([tmp_path/'notes.txt']))==[tmp_path/'notes.txt'] # named, so it is tried
 
-@pytest.mark.skipif(os.name!='posix', reason='such names are none elsewhere')
-def test_odd_names(tmp_path, capsysbinary):
-    names = [b'new\nline.png', b'bell\x07.png', b'\xff\xfe.png', 'ü€.png'.encode()]
-    for o in names: picture().save(tmp_path/'x.png'); os.rename(tmp_path/'x.png', os.path.join(os.fsencode(tmp_path), o))
-    assert main([str(tmp_path)])==0
+odd_names = [b'bell\x07.png', b'new\nline.png', b'new\\nline.png', 'ü€.png'.encode(), b'\xff\xfe.png', b'red\x1b[31m.png']
+
+@pytest.fixture
+def odd(tmp_path):
+    "A folder of pictures with odd names"
+    if os.name!='posix': pytest.skip('such names are none elsewhere')
+    for o in odd_names:
+        picture().save(tmp_path/'x.png')
+        os.rename(tmp_path/'x.png', os.path.join(os.fsencode(tmp_path), o))
+    return tmp_path
+
+def test_odd_names(odd, capsysbinary):
+    assert main([str(odd)])==0
     out = capsysbinary.readouterr().out
-    assert len(out.splitlines())==4 and b'\x07' not in out
+    assert len(out.splitlines())==len(odd_names) and not [o for o in (b'\x07',b'\x1b') if o in out]
+
+def test_odd_names_come_back_from_json(odd, capsys):
+    "Each by its bytes: a line break in a name is not taken for a backslash and an n"
+    assert main(['--json', str(odd)])==0
+    rows = [json.loads(o) for o in capsys.readouterr().out.splitlines()]
+    assert sorted(os.path.basename(os.fsencode(o['file'])) for o in rows)==sorted(odd_names)
+    for o in rows: assert os.path.exists(o['file'])
+
+@pytest.mark.skipif(os.name!='posix', reason='needs POSIX permissions')
+@pytest.mark.parametrize('form', ['text','json'])
+def test_a_folder_that_cannot_be_read(form, every_kind, capsys):
+    "It is reported, wherever it is, and the rest is read"
+    d,n = every_kind
+    shut = [d/'deeper'/'shut', d/'zzz']
+    for o in shut:
+        o.mkdir()
+        o.chmod(0)
+    for o in [d, *d.parents]:
+        if 'pytest' in o.as_posix(): o.chmod(0o755)
+    try:
+        with unprivileged():
+            assert main([str(d)] + ['--json']*(form=='json'))==1
+            out,err = capsys.readouterr()
+            assert main([str(shut[0])])==1 and 'folder cannot be read' in capsys.readouterr().err
+            assert main([str(shut[0]/'x.png')])==1 and 'cannot be read' in capsys.readouterr().err
+    finally:
+        for o in shut: o.chmod(0o755)
+    lines = (out if form=='json' else err).splitlines()
+    failed = [o for o in lines if 'folder cannot be read (Permission denied)' in o]
+    assert len(failed)==2 and all(str(a) in b for a,b in zip(shut, failed)) and len(out.splitlines())==(n+2 if form=='json' else n)
+
+def test_keys_of_the_json_are_documented(every_kind, capsys):
+    from mnist_fastai import predict
+    d,_ = every_kind
+    main(['--json', '--show', str(d/'grey.png'), str(d/'missing.png')])
+    good,bad = [json.loads(o) for o in capsys.readouterr().out.splitlines()]
+    assert set(bad)=={'file','error'}
+    with pytest.raises(SystemExit): main(['--help'])
+    said = capsys.readouterr().out
+    for k in {*good, *bad}: assert f'`{k}`' in predict.__doc__ and k in said.split('--json, each line')[1], k
+
+def test_predictions_that_are_not_finite(every_kind, learn, tmp_path, capsys):
+    "Finite weights can give logits that are not: the command names the file, and prints no NaN, which JSON does not have"
+    path = save_network(learn, tmp_path/'huge.pth')
+    ck = torch.load(path, weights_only=True)
+    for k,v in ck['state_dict'].items():
+        if k.endswith('weight'): v.fill_(3e38)
+    torch.save(ck, path)
+    assert main(['--json', '--model', str(path), str(every_kind[0]/'grey.png')])==1
+    out,err = capsys.readouterr()
+    assert out=='' and err.startswith(f'mnist_predict: {path}: ') and err.count('\n')==1
+
+@pytest.fixture(scope='module')
+def learn(sample):
+    few = Mnist(sample.train.subset(slice(200)), sample.valid.subset(slice(100)), sample.test, 'sample')
+    return train(Recipe('Network', dict(sizes=(784,16,10)), epochs=1), few, device='cpu', quiet=True)
+
+@pytest.mark.skipif(os.name!='posix', reason='needs a POSIX shell')
+@pytest.mark.parametrize('closed', ['>&-','2>&-','>&- 2>&-'])
+def test_closed_output(closed, tmp_path):
+    picture().save(tmp_path/'x.png')
+    p = subprocess.run(['sh', '-c', f'"$0" -m mnist_fastai.predict "$1" {closed}', sys.executable, str(tmp_path)], capture_output=True, text=True, cwd=repo)
+    said = {'>&-': ('', 'mnist_predict: Standard output is closed: send it to a file or a terminal.\n'), '2>&-': (f'{tmp_path/"x.png"}: 7', ''), '>&- 2>&-': ('','')}[closed]
+    assert p.returncode==(0 if closed=='2>&-' else 1) and p.stdout.startswith(said[0]) and p.stderr==said[1]
+
+@pytest.mark.parametrize('module', ['mnist_fastai.inference','torch'])
+def test_an_import_that_fails(module, tmp_path):
+    r = run_python(f"import sys; sys.modules['{module}'] = None; from mnist_fastai.predict import main; sys.exit(main(sys.argv[1:]))", tmp_path)
+    assert r.returncode==1 and r.stderr.startswith('mnist_predict: ') and module in r.stderr and r.stderr.count('\n')==1, r.stderr
 
 def test_a_thousand_random_and_mutated_files(every_kind, tmp_path, capsys):
     "No traceback, whatever is in a file: each has its line"
