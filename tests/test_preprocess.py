@@ -41,6 +41,56 @@ def test_otsu():
     for rare in (3, 30): assert .1<otsu(np.r_[np.zeros(1000), np.ones(rare)])<.9
     assert np.isfinite(otsu(np.full((5,5), .7)))
 
+def frame_of(sides, width, inset=0, side=160):
+    "A mask of lines along the sides 0 to 3 (top, right, bottom, left) of a square"
+    res = np.zeros((side,side), bool)
+    for s in sides: np.rot90(res, s)[inset:inset+width] = True
+    return res
+
+@pytest.mark.parametrize('sides', [(0,),(1,),(2,),(3,),(0,2),(1,2,3),(0,1,2,3)])
+@pytest.mark.parametrize('width', [1,2,4])
+def test_lines_along_the_sides_go(sides, width):
+    x = seven(160)
+    for paper,ink in ((0,1), (1,0), (.2,.6)):
+        clean = paper+(ink-paper)*x
+        for inset in (0,5):
+            framed = np.where(frame_of(sides, width, inset), ink, clean).astype(np.float32)
+            assert np.abs(remove_frame(framed)-clean).max()<1e-6
+
+def test_a_faint_line_and_a_slanted_box_go():
+    x = seven(160)
+    faint = np.where(frame_of([2], 3), .15, x).astype(np.float32)
+    assert np.abs(remove_frame(faint)-x).max()<1e-6
+    m = np.zeros((160,160), bool)
+    m[8:152,8:152] = True
+    m[11:149,11:149] = False
+    tilted = np.asarray(Image.fromarray((m*255).astype(np.uint8)).rotate(1.5, Image.BICUBIC), np.float32)/255
+    got = remove_frame(np.maximum(x, tilted))
+    assert (got-x)[x==0].max()<.3 and (got-x)[30:130,30:130].max()==0
+
+def test_a_picture_without_lines_stays():
+    for x in (seven(), 1-seven(), seven(28, 3, top=4, left=4, h=20, w=18), np.zeros((8,8), np.float32), np.full((50,3), .5, np.float32)):
+        assert remove_frame(x) is x
+
+def test_a_stroke_is_no_frame():
+    "A seven and a two of straight strokes, cut out without a margin: the bar is as long as the side"
+    top = seven(100, 6)[20:80,30:70]
+    two = top[::-1].copy() # its bar is at the bottom
+    for x in (top, two, top.T.copy(), 1-top): assert remove_frame(x) is x
+
+def test_a_digit_that_crosses_the_frame_stays():
+    x = np.zeros((160,160), np.float32)
+    x[60:158,76:86] = 1 # a one that stands on the line, and beyond
+    framed = np.where(frame_of([2], 3), 1, x).astype(np.float32)
+    got = remove_frame(framed)
+    assert got[157,:70].max()==got[157,92:].max()==0 and got[60:150,80].min()==1
+
+@pytest.mark.parametrize('dark', [False,True])
+def test_a_frame_changes_no_polarity(dark):
+    framed = np.where(frame_of(range(4), 4), 1, seven(160)*.9).astype(np.float32)
+    if dark: framed = 1-framed
+    assert (preprocess(framed).int()-preprocess(seven(160)).int()).abs().max()<=2
+
 def test_polarity():
     for x in (seven(), seven(paper=.3, ink=.5), seven(side=60, top=0, left=0)):
         assert ink_is_light(x) is True and ink_is_light(1-x) is False
@@ -116,7 +166,7 @@ def test_antialiasing():
 def test_stages_and_skipping():
     x = seven(paper=.2, ink=.9)
     steps = preprocess_steps(x)
-    assert list(steps)==['picture',*stages] and steps['center'].shape==(28,28)
+    assert list(steps)==['picture',*stages] and stages[:2]==('frame','polarity') and steps['center'].shape==(28,28)
     for v in steps.values(): assert v.dtype==np.float32 or v.dtype==np.float64
     for v in steps.values(): assert 0<=v.min() and v.max()<=1
     dark = preprocess_steps(1-x, ('polarity',))
@@ -188,6 +238,46 @@ def in_alpha(d): return np.dstack([np.zeros((28,28,3), np.uint8), d])
 def test_nothing_to_the_answer(reader, digits, name, f, most):
     ds = digits.subset(slice(0, None, 2))
     assert changed(reader.net, ds, f)<=most
+
+def page(d):
+    "On 160 by 160 pixels, 112 of them the image"
+    return np.pad(np.asarray(Image.fromarray(d).resize((112,112), Image.BICUBIC)), 24)
+
+def lined(seed=2, invert=False, inset=0):
+    "A line of 1 to 4 pixels on one to four sides, up to `inset` pixels inside the edge"
+    rng = np.random.default_rng(seed)
+    def f(d):
+        sides = rng.permutation(4)[:rng.integers(1, 5)]
+        x = np.where(frame_of(sides, rng.integers(1, 5), rng.integers(0, inset+1)), 255, page(d)).astype(np.uint8)
+        return 255-x if invert else x
+    return f
+
+frames = [(inset,invert) for inset in (0,6) for invert in (False,True)]
+
+def changed_by_lines(net, ds, inset, invert):
+    "The share of predictions that differ from those for the same page without lines"
+    before,now = (torch.stack([preprocess(f(d)) for d in ds.images.numpy()]) for f in (page, lined(invert=invert, inset=inset)))
+    return (logits_of(net, Digits(now)).argmax(1)!=logits_of(net, Digits(before)).argmax(1)).double().mean().item()
+
+@pytest.mark.parametrize('inset,invert', frames)
+def test_lines_change_no_prediction(reader, digits, inset, invert):
+    assert changed_by_lines(reader.net, digits.subset(slice(0, None, 50)), inset, invert)<=.01
+
+@pytest.mark.slow
+@pytest.mark.parametrize('inset,invert', frames)
+def test_lines_change_no_prediction_of_all_digits(reader, digits, inset, invert):
+    assert changed_by_lines(reader.net, digits, inset, invert)<=.005
+
+@pytest.mark.slow
+@pytest.mark.parametrize('scale,most', [(1,.001), (5,.005)])
+def test_tight_digits_keep_their_strokes(reader, digits, scale, most):
+    "Cut out without a margin, no stroke is taken for a frame: the prediction is that with the stage left out"
+    ds = digits.subset(slice(0, None, 4))
+    def tight(d):
+        x = d[bounds(d/255, 0)]
+        return np.asarray(Image.fromarray(x).resize((scale*x.shape[1],scale*x.shape[0]), Image.BICUBIC))
+    without,now = (torch.stack([preprocess(tight(d), skip) for d in ds.images.numpy()]) for skip in (('frame',), ()))
+    assert (logits_of(reader.net, Digits(now)).argmax(1)!=logits_of(reader.net, Digits(without)).argmax(1)).double().mean()<=most
 
 @pytest.mark.slow
 @pytest.mark.parametrize('scale,most', [(10,.007), (4,.007), (2,.007), (1.3,.007), (.7,.01), (.5,.015)])
