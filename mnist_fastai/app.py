@@ -105,6 +105,7 @@ def answer_html(
 
 # %% ../nbs/18_app.ipynb #4fff359f
 captions = dict(picture='what came in, made smaller if large',
+                frame='straight lines along the edge removed',
                 polarity='ink light, background dark',
                 background='uneven light removed',
                 contrast='strong ink made white, specks removed',

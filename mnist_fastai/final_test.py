@@ -1,6 +1,6 @@
 """The command `mnist_final_test`: evaluate a saved network on the test digits, once, and keep a log of it.
 
-A plain file: why there is one evaluation, and what a log is for, is taught in lesson 9.
+A plain file: why there is one evaluation, and what a log is for, is taught in lessons 7 and 9.
 """
 
 __all__ = ['final_test', 'find_log', 'read_log', 'main']

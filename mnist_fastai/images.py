@@ -25,7 +25,7 @@ class BlankError(ImageError):
 
 _damaged = 'The picture is damaged or truncated: copy or save it again.'
 _too_large = f'The picture is larger than {max_pixels//10**6} million pixels, so it was not decoded: make it smaller.'
-_unknown = f'This is no picture of a kind that is read here ({", ".join(formats)}).'
+_unknown = f'This is not a picture in a format that can be read ({", ".join(formats)}): save it as PNG or JPEG.'
 _heic = 'This is a HEIC photo, which cannot be read here: save it as JPEG.'
 
 def open_picture(

@@ -148,9 +148,9 @@ def test_a_file_that_may_not_be_read(tmp_path):
 
 def test_bytes_that_are_no_picture():
     refused(b'', 'is empty')
-    refused(b'a seven', 'no picture of a kind')
-    refused(b'<html>please log in</html>', 'no picture of a kind')
-    refused(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 30 30\n', 'no picture of a kind') # would be run by a program
+    refused(b'a seven', 'not a picture in a format')
+    refused(b'<html>please log in</html>', 'not a picture in a format')
+    refused(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 30 30\n', 'not a picture in a format') # would be run by a program
     refused(b'\0\0\0\x18ftypheic\0\0\0\0mif1heic', 'save it as JPEG')
 
 @pytest.mark.parametrize('form', ['PNG','JPEG','GIF','BMP','TIFF','WEBP','PPM'])

@@ -125,7 +125,7 @@ def test_each_prediction_belongs_to_its_picture(reader, digits):
 def test_nothing_to_read(reader):
     assert reader.batch([])==[]
     assert all(isinstance(o, ImageError) for o in reader.batch([b'no picture']*3))
-    with pytest.raises(ImageError, match='no picture'): reader(b'no picture')
+    with pytest.raises(ImageError, match='not a picture'): reader(b'no picture')
 
 def test_a_stream_takes_no_more_than_a_batch_in_advance(reader):
     taken = []

@@ -64,7 +64,7 @@ def test_what_cannot_be_read(every_kind, tmp_path, capsys):
     (tmp_path/'bomb.png').write_bytes(png(60_000, 60_000))
     Image.new('L', (50,50), 255).save(tmp_path/'blank.png')
     (tmp_path/'nothing').mkdir()
-    bad = {'empty.png': 'is empty', 'text.jpg': 'no picture', 'cut.png': 'truncated', 'bomb.png': 'million pixels', 'blank.png': 'is blank', 'missing.png': 'no such file', 'nothing': 'is a folder'}
+    bad = {'empty.png': 'is empty', 'text.jpg': 'not a picture', 'cut.png': 'truncated', 'bomb.png': 'million pixels', 'blank.png': 'is blank', 'missing.png': 'no such file', 'nothing': 'is a folder'}
     assert main([str(d/'grey.png'), *(str(tmp_path/o) for o in bad), str(d/'alpha.png')])==1
     out,err = capsys.readouterr()
     assert len(out.splitlines())==2 and out.count(': 7 (')==2 # the rest is still answered
