@@ -148,7 +148,7 @@ if __name__=='__main__':
     sample = load_mnist(sample=True)
     few = Mnist(sample.train.subset(slice(500)), sample.valid.subset(slice(200)), sample.test, sample.source)
     tiny = Recipe('ImprovedNetwork', dict(sizes=(784,16,10)), epochs=2, bs=100)
-    run_experiment(dict(a=tiny, b=replace(tiny, lr=3e-3, epochs=100)), [1,2], sys.argv[1], few, processes=1)
+    run_experiment(dict(a=tiny, b=replace(tiny, epochs=2000)), [1,2], sys.argv[1], few)
 """
 
 def children(pid):
@@ -182,15 +182,15 @@ def test_killed_in_the_middle_and_gone_on_with(tmp_path, few, how):
     p.communicate(timeout=60)
     assert p.returncode!=0
     finished = read_results(path)
-    assert 1<=len(finished)<4
+    assert 1<=len(finished)<4 and all(o['arm']=='a' for o in finished)
+    assert len(kids)>=2 # processes with long runs
     for _ in range(100):
         if not any(map(alive, kids)): break
         time.sleep(.1)
     assert not any(map(alive, kids)) # not even where the one that started them had no time to end them
     assert sorted(os.listdir(tmp_path))==['.ab.json.lock','ab.json','grid.py']
-    plan = dict(a=tiny, b=replace(tiny, lr=3e-3, epochs=100))
-    runs = run_experiment(plan, [1,2], path, few, quiet=True)
-    assert all(o in runs for o in finished) and len(runs)==len(read_results(path))==4 # `seconds` too: they were not made again
+    runs = run_experiment(dict(a=tiny), [1,2], path, few, quiet=True)
+    assert all(o in runs for o in finished) and len(runs)==len(read_results(path))==2 # finished runs were not made again
 
 def _die(*args): os._exit(9)
 
