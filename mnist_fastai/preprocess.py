@@ -24,7 +24,7 @@ def bounds(
     rows,cols = np.flatnonzero(x.max(1)>least),np.flatnonzero(x.max(0)>least)
     return slice(rows[0], rows[-1]+1),slice(cols[0], cols[-1]+1)
 
-# %% ../nbs/16_own_digits.ipynb #385dfe7c
+# %% ../nbs/16_own_digits.ipynb #dea4355e
 def otsu(
     a, # Pixels from 0 to 1
 )->float:
@@ -38,21 +38,21 @@ def otsu(
     best = np.flatnonzero(between>=between.max()*(1-1e-9))
     return (best.mean()+1)/64
 
-# %% ../nbs/16_own_digits.ipynb #d2649c1e
 def _thumb(a, longest=64):
     "`a`, made smaller by a whole factor"
     k = math.ceil(max(a.shape)/longest)
     return a if k<2 else np.asarray(Image.fromarray(a).reduce(k))
 
+# %% ../nbs/16_own_digits.ipynb #fa8eedc8
 def ink_is_light(
     a, # Pixels from 0 to 1 (h, w), float32
 )->bool:
     "Whether what stands out most from its surroundings is lighter than they are"
-    t = _thumb(a)
-    surroundings = ndimage.gaussian_filter(t, .2*max(t.shape), mode='nearest')
+    t = _thumb(a) # a smaller copy, to save time
+    surroundings = ndimage.gaussian_filter(t, .2*max(t.shape), mode='nearest') # beyond the edge, it goes on as at the edge
     return bool(((t-surroundings)**3).sum()>0)
 
-# %% ../nbs/16_own_digits.ipynb #ee5de51b
+# %% ../nbs/16_own_digits.ipynb #8df11ff1
 def _fit_line(on):
     "Where a line in the mask `on` (depth, w) begins, a row a column, and its thickness; None if not straight and thin"
     depth,w = on.shape
@@ -88,7 +88,6 @@ def _edge_line(
         return line,ink & under & at_end,level
     return None
 
-# %% ../nbs/16_own_digits.ipynb #17e49f93
 def remove_frame(
     a, # Pixels from 0 to 1 (h, w), float32; either polarity
 ): # `a` itself if there is no line
@@ -108,7 +107,7 @@ def remove_frame(
         if not (joined & ~covered).any(): np.copyto(v, level, where=line, casting='same_kind')
     return a if (res==a).all() else res
 
-# %% ../nbs/16_own_digits.ipynb #d9b48b77
+# %% ../nbs/16_own_digits.ipynb #0d42bc17
 def _away(strong):
     "The pixels that are not near any pixel of the mask `strong`"
     distance = max(1, round(max(strong.shape)/40))
@@ -127,7 +126,6 @@ def has_uniform_background(
     "Whether the background, away from the ink, has one level"
     return _background_level(g)[1]
 
-# %% ../nbs/16_own_digits.ipynb #566e1f41
 def estimate_background(
     g, # Pixels from 0 to 1 (h, w), ink high
 ): # A number if the background is uniform, else a level for each pixel (h, w)
@@ -147,7 +145,7 @@ def subtract_background(
     background = estimate_background(g)
     return (g-background).clip(0)/(1-background).clip(.2)
 
-# %% ../nbs/16_own_digits.ipynb #6aa19a9c
+# %% ../nbs/16_own_digits.ipynb #71b68712
 _blank = 'The picture is blank: draw a digit on it, with a pen that stands out from the paper.'
 
 def stretch_contrast(
@@ -164,7 +162,7 @@ def stretch_contrast(
     hi = np.quantile(c[strong], .9)
     return ((c-lo)/(hi-lo)).clip(0,1)
 
-# %% ../nbs/16_own_digits.ipynb #07209125
+# %% ../nbs/16_own_digits.ipynb #ebc5320e
 def remove_specks(
     x, # Ink from 0 to 1 (h, w)
     before=None, # Before `stretch_contrast`: if its background is not uniform, faint parts and parts at the edge go too
@@ -183,7 +181,7 @@ def remove_specks(
     if keep.all(): return x
     return np.where(np.append(True, keep)[parts], x, 0) # part 0 is the background
 
-# %% ../nbs/16_own_digits.ipynb #ffcd388d
+# %% ../nbs/16_own_digits.ipynb #7307286f
 def stroke_width(
     x, # Ink from 0 to 1 (h, w)
 )->float: # Pixels
@@ -191,7 +189,6 @@ def stroke_width(
     gy,gx = np.gradient(np.pad(x, 2))
     return 2*x.sum()/np.hypot(gx, gy).sum()
 
-# %% ../nbs/16_own_digits.ipynb #5d444472
 min_stroke = 1.7 # Pixels in the box of 20: hardly any digit of MNIST has a thinner stroke
 
 def thicken_strokes(
@@ -208,13 +205,22 @@ def thicken_strokes(
     dilated = ndimage.grey_dilation(x, footprint=abs(i)+abs(j)<2)
     return (1-r)*x + r*dilated # less than a pixel: a mixture
 
-# %% ../nbs/16_own_digits.ipynb #fbc1dbc4
+# %% ../nbs/16_own_digits.ipynb #0aa09216
 def _resized(x, h, w):
     "`x` in (h, w) pixels"
     if x.shape==(h,w): return x
     how = Image.BICUBIC if max(x.shape)<max(h, w) else Image.BILINEAR # both average over an area where they shrink
     return np.asarray(Image.fromarray(np.ascontiguousarray(x)).resize((w,h), how)).clip(0,1)
 
+def _placed(x, r, c):
+    "`x` with its corner at row `r` and column `c` of 28 by 28, rounded, and moved if it would not fit"
+    h,w = x.shape
+    r,c = min(max(round(r), 0), 28-h),min(max(round(c), 0), 28-w)
+    res = np.zeros((28,28), np.float32)
+    res[r:r+h,c:c+w] = x
+    return res
+
+# %% ../nbs/16_own_digits.ipynb #3ad8adbc
 def fit_box(
     x, # Ink from 0 to 1, cropped to its bounding box
 ):
@@ -224,15 +230,7 @@ def fit_box(
     h,w = (max(1, round(20*n/longer)) for n in x.shape)
     return _resized(x, h, w)
 
-# %% ../nbs/16_own_digits.ipynb #e4180fab
-def _placed(x, r, c):
-    "`x` with its corner at row `r` and column `c` of 28 by 28, rounded, and moved if it would not fit"
-    h,w = x.shape
-    r,c = min(max(round(r), 0), 28-h),min(max(round(c), 0), 28-w)
-    res = np.zeros((28,28), np.float32)
-    res[r:r+h,c:c+w] = x
-    return res
-
+# %% ../nbs/16_own_digits.ipynb #6b301a28
 def center_by_mass(
     x, # Ink from 0 to 1, at most 28 by 28; larger ones are made smaller
 ): # (28, 28)
@@ -242,7 +240,7 @@ def center_by_mass(
     r,c = ndimage.center_of_mass(x)
     return _placed(x, 14-r, 14-c)
 
-# %% ../nbs/16_own_digits.ipynb #d9073b00
+# %% ../nbs/16_own_digits.ipynb #fbba34bf
 stages = 'frame','polarity','background','contrast','crop','stroke','box','center'
 
 def _to_ink(a, skip):
@@ -271,7 +269,6 @@ def _to_digit(x, skip):
     res['center'] = _placed(x, (28-h)/2, (28-w)/2) if 'center' in skip else center_by_mass(x) # or the box in the middle
     return res
 
-# %% ../nbs/16_own_digits.ipynb #c08b352f
 def _pixels(im, longest):
     "Pixels from 0 to 1 of a PIL image, shrunk by a whole factor to at most `longest`; and that factor"
     k = math.ceil(max(im.size)/longest)
@@ -294,7 +291,7 @@ def _closer(im, rows, cols, k):
     right,bottom = min(im.width, (cols.stop+n/2)*k),min(im.height, (rows.stop+n/2)*k)
     return im.crop([round(o) for o in (left,top,right,bottom)])
 
-# %% ../nbs/16_own_digits.ipynb #3b102011
+# %% ../nbs/16_own_digits.ipynb #9ea6ea9a
 def preprocess_steps(
     source, # What `open_picture` takes: path, bytes, PIL image, array or tensor
     skip=(), # Names in `stages` to leave out
@@ -322,14 +319,15 @@ def preprocess(
     "A picture of a digit in MNIST's form"
     return torch.from_numpy((preprocess_steps(source, skip)['center']*255).round().astype(np.uint8))
 
-# %% ../nbs/16_own_digits.ipynb #a2fb9932
 def show_preprocessing(
     source, skip=(), # As in `preprocess_steps`
 ): # The axes
-    "Every stage of a picture, under its name and size"
+    "Every stage of a picture, under its name and size, in two rows"
     steps = preprocess_steps(source, skip)
-    axs = subplots(1, len(steps), figsize=(1.2*len(steps),1.7), layout='constrained')[1].flatten()
+    n = math.ceil(len(steps)/2)
+    axs = subplots(2, n, figsize=(1.3*n,3.2), layout='constrained')[1].flatten()
+    for ax in axs[len(steps):]: ax.remove()
     for ax,(name,x) in zip(axs, steps.items()):
         h,w = x.shape
         show_image(x, ctx=ax, title=f'{name}\n{h} × {w}', cmap='gray', vmin=0, vmax=1)
-    return axs
+    return axs[:len(steps)]
