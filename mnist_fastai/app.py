@@ -62,7 +62,7 @@ def from_data_url(
 
 def _base64_length(n): return 4*math.ceil(n/3) # characters for `n` bytes
 
-# %% ../nbs/18_app.ipynb #7b5e5f0a
+# %% ../nbs/18_app.ipynb #06fca08d
 def read_drawing(
     reader:Predictor,
     text, # Data URL of a picture
@@ -103,7 +103,7 @@ def answer_html(
     kind = 'none' if prediction is None else 'confident' if prediction.confident else 'unsure'
     return f'<p class="text {kind}" role="status">{html.escape(view["text"])}</p>{bars_html(prediction)}'
 
-# %% ../nbs/18_app.ipynb #4fff359f
+# %% ../nbs/18_app.ipynb #ade05eb7
 captions = dict(picture='what came in, made smaller if large',
                 frame='straight lines along the edge removed',
                 polarity='ink light, background dark',
@@ -132,7 +132,7 @@ def stages_html(
         figures.append(f'<figure>{img}<figcaption><b>{name}</b> {captions.get(name, "")}</figcaption></figure>')
     return f'<h2>From your picture to the network</h2><div class="stages">{"".join(figures)}</div>'
 
-# %% ../nbs/18_app.ipynb #33f82791
+# %% ../nbs/18_app.ipynb #c1237bf0
 def _part(name):
     "One part of app.html: `style`, `template` or `script`"
     text = (Path(inspect.getfile(Predictor)).parent/'app.html').read_text(encoding='utf-8')
@@ -152,7 +152,7 @@ def _gradio():
 _title = """# Handwritten digits
 Draw a digit from 0 to 9 with the mouse or a finger, or upload a picture of one. The prediction appears after every
 stroke."""
-_note = """The network (`{}`) was trained on handwritten digits only, so it reads anything as a digit. Your drawing is
+_note = """The network (class `{}`) was trained on handwritten digits only, so it reads anything as a digit. Your drawing is
 sent to the computer that runs this page, and is not stored."""
 
 def page(
