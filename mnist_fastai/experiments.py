@@ -178,7 +178,10 @@ def _finished(jobs, processes):
     except BrokenProcessPool:
         raise RuntimeError('A process of the grid died, perhaps for lack of memory: run it again with fewer '
                            'processes; finished runs are kept.') from None
-    finally: get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
+    finally:
+        executor = get_reusable_executor(reuse=True)
+        if hasattr(executor, 'terminate'): executor.terminate(kill_workers=True) # joblib's, with the shared arrays
+        else: executor.shutdown(kill_workers=True)
 
 def _in_module(name):
     "A function of this module as a new process can find it, also where the same code stands in a notebook"
