@@ -1,10 +1,14 @@
 #!/usr/bin/env python3
-"""The accuracy of the two recipes over three seeds, on validation and on test, with its spread; and that of the nearest mean image, the bar for both.
+"""The accuracy of the two recipes over three seeds, on validation and on test, with its spread.
 
-usage: python benchmarks/accuracy.py [SEED ...]        (default: 42 43 44; writes benchmarks/accuracy.json, and the looks at the test digits into results/final_test.json)
+The accuracy of the nearest mean image, the bar for both, is computed too.
 
-Each seed is a run of `mnist_train`. The recipes are chosen by `benchmarks/recipes.py`, on validation alone; the test split is looked at here, after
-the choice, by `final_test`, once for each network.
+usage: python benchmarks/accuracy.py [SEED ...]        (default: 42 43 44)
+
+It writes benchmarks/accuracy.json, and the looks at the test digits into results/final_test.json.
+
+Each seed is a run of `mnist_train`. The recipes are chosen by `benchmarks/recipes.py`, on validation alone. The test
+split is looked at here, after the choice, by `final_test`, once for each network.
 """
 import json, sys
 from pathlib import Path
@@ -30,11 +34,14 @@ def main(seeds):
             if code := mnist_train(['--out', tmp, '--seed', str(seed), '--no-sample', '--device', 'cpu']): return code
             for name,res in json.loads((Path(tmp)/'results.json').read_text(encoding='utf-8'))['networks'].items():
                 look = final_test(Path(tmp)/f'{name}.pth', here.parent/'results'/'final_test.json', data=data)
-                rows.append(dict(network=name, seed=seed, epochs=res['epochs'], seconds=round(res['seconds'], 2), valid_accuracy=res['valid_accuracy'],
+                rows.append(dict(network=name, seed=seed, epochs=res['epochs'], seconds=round(res['seconds'], 2),
+                                 valid_accuracy=res['valid_accuracy'],
                                  test_accuracy=look['accuracy'], sha256=look['sha256']))
     df = pd.DataFrame(rows)
-    print(df.groupby('network', sort=False)[['valid_accuracy','test_accuracy','seconds']].agg(['mean','std']).to_string(float_format='{:.4f}'.format))
-    res = dict(source=data.source, runs=rows, nearest_mean=nearest_mean(data), versions=versions(), device='cpu', threads=torch.get_num_threads(), cpu=torch.backends.cpu.get_cpu_capability())
+    print(df.groupby('network', sort=False)[['valid_accuracy','test_accuracy','seconds']]
+          .agg(['mean','std']).to_string(float_format='{:.4f}'.format))
+    res = dict(source=data.source, runs=rows, nearest_mean=nearest_mean(data), versions=versions(), device='cpu',
+               threads=torch.get_num_threads(), cpu=torch.backends.cpu.get_cpu_capability())
     Path(__file__).with_suffix('.json').write_text(json.dumps(res, indent=1) + '\n', encoding='utf-8')
 
 if __name__=='__main__': sys.exit(main([int(o) for o in sys.argv[1:]] or [42,43,44]))

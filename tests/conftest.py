@@ -1,5 +1,6 @@
-"""What the tests share. No test reaches a public mirror or the caller's cache: the environment is emptied of `MNIST_FASTAI_*`, torchvision's
-list of mirrors is empty, and the default root is a folder of the test's own. Where the four archives are found is decided once, before that."""
+"""What the tests share. No test reaches a public mirror or the caller's cache: the environment is emptied of
+`MNIST_FASTAI_*`, torchvision's list of mirrors is empty, and the default root is a folder of the test's own.
+Where the four archives are found is decided once, before that."""
 import hashlib, os, shutil, signal, subprocess, sys, threading
 from collections import Counter
 from contextlib import contextmanager
@@ -14,21 +15,27 @@ from mnist_fastai.files import FILES, mnist_root
 
 repo = Path(__file__).resolve().parents[1]
 #: md5 of each archive, as torchvision states it
-MD5 = {'train-images-idx3-ubyte.gz': 'f68b3c2dcbeaaa9fbdd348bbdeb94873', 'train-labels-idx1-ubyte.gz': 'd53e105ee54ea40749a09fcbcd1e9432',
-       't10k-images-idx3-ubyte.gz': '9fb629c4189551a2d022fa330f9573f3', 't10k-labels-idx1-ubyte.gz': 'ec29112dd5afa0611ce80d1b7f02629c'}
+MD5 = {'train-images-idx3-ubyte.gz': 'f68b3c2dcbeaaa9fbdd348bbdeb94873',
+       'train-labels-idx1-ubyte.gz': 'd53e105ee54ea40749a09fcbcd1e9432',
+       't10k-images-idx3-ubyte.gz': '9fb629c4189551a2d022fa330f9573f3',
+       't10k-labels-idx1-ubyte.gz': 'ec29112dd5afa0611ce80d1b7f02629c'}
 
 def _find_archives():
     "The folder of the four archives: the caller's mirror, if that is a folder, else the caller's cache; or None"
     mirror = os.environ.get('MNIST_FASTAI_MIRROR', '')
     for folder in ([Path(mirror).expanduser()] if mirror else []) + [mnist_root()/'MNIST'/'raw']:
-        if all((folder/o).is_file() and hashlib.md5((folder/o).read_bytes()).hexdigest()==md5 for o,md5 in MD5.items()): return folder.absolute()
+        if all((folder/o).is_file() and hashlib.md5((folder/o).read_bytes()).hexdigest()==md5
+               for o,md5 in MD5.items()):
+            return folder.absolute()
 
 _ARCHIVES = _find_archives()
 
 def pytest_configure(config):
-    # pytest sets filters of its own, so what the package silences has to be said to it again; the others are what fastai makes of its libraries
-    for o in ('`torch.jit.script`:FutureWarning', "The 'mode.chained_assignment':DeprecationWarning", '__array__ implementation:DeprecationWarning',
-              'numpy.core:DeprecationWarning', "load_learner` uses Python's insecure:UserWarning"):
+    # pytest sets filters of its own, so what the package silences has to be said to it again; the others are what
+    # fastai makes of its libraries
+    for o in ('`torch.jit.script`:FutureWarning', "The 'mode.chained_assignment':DeprecationWarning",
+              '__array__ implementation:DeprecationWarning', 'numpy.core:DeprecationWarning',
+              "load_learner` uses Python's insecure:UserWarning"):
         config.addinivalue_line('filterwarnings', f'ignore:{o}')
 
 @pytest.fixture(autouse=True)
@@ -37,7 +44,8 @@ def environment(monkeypatch, tmp_path):
     for o in list(os.environ):
         if o.startswith('MNIST_FASTAI_') or o.lower().endswith('_proxy'): monkeypatch.delenv(o)
     monkeypatch.setenv('MNIST_FASTAI_ROOT', str(tmp_path/'default_root'))
-    for o in ('http_proxy','https_proxy'): monkeypatch.setenv(o, 'http://127.0.0.1:9') # nobody is there: a process of a test's own reaches no further
+    # nobody is there: a process of a test's own reaches no further
+    for o in ('http_proxy','https_proxy'): monkeypatch.setenv(o, 'http://127.0.0.1:9')
     monkeypatch.setenv('no_proxy', '127.0.0.1,localhost')
     if 'torch' in sys.modules: # where it is not, neither is anything that fetches
         from torchvision.datasets import MNIST
@@ -48,7 +56,8 @@ def environment(monkeypatch, tmp_path):
 @pytest.fixture(scope='session')
 def archives():
     "The folder of the four official archives"
-    if _ARCHIVES is None: pytest.skip('the full MNIST is not here: set MNIST_FASTAI_MIRROR to a folder of its four archives')
+    if _ARCHIVES is None:
+        pytest.skip('the full MNIST is not here: set MNIST_FASTAI_MIRROR to a folder of its four archives')
     return _ARCHIVES
 
 @pytest.fixture(scope='session')
@@ -87,12 +96,15 @@ def copy_root(warm, tmp_path):
 # --- a server of archives, on this machine
 
 class Mirror:
-    """A mirror on the loopback device. `how` is what it does: 'archives', an HTTP status, 'html' (a page, status 200), 'half' a file, 'silent'
-    (accepts and never answers), 'reset' (hangs up), 'trickle' (128 kB of the file, and then nothing), 'drip' (the file, a byte every 20 ms),
-    'slow start' (the header, a byte every 20 ms), 'endless' (zeros) or 'rude' (a status line that would color a terminal). `requests` counts by
-    path what was asked for; `transfers` leaves out torchvision's probes, which ask for a file to learn its URL and read none of it."""
+    """A mirror on the loopback device. `how` is what it does: 'archives', an HTTP status, 'html' (a page, status
+    200), 'half' a file, 'silent' (accepts and never answers), 'reset' (hangs up), 'trickle' (128 kB of the file,
+    and then nothing), 'drip' (the file, a byte every 20 ms), 'slow start' (the header, a byte every 20 ms),
+    'endless' (zeros) or 'rude' (a status line that would color a terminal). `requests` counts by path what was
+    asked for; `transfers` leaves out torchvision's probes, which ask for a file to learn its URL and read none of
+    it."""
     def __init__(self, how, archives=None):
-        self.how,self.archives,self.requests,self.transfers,self.ended = how,archives,Counter(),Counter(),threading.Event()
+        self.how,self.archives,self.requests,self.transfers,self.ended = (
+            how,archives,Counter(),Counter(),threading.Event())
         mirror = self
         class Handler(BaseHTTPRequestHandler):
             def log_message(self, *args): pass
@@ -117,7 +129,8 @@ class Mirror:
         if self.how=='endless':
             h.wfile.write(b'HTTP/1.0 200 OK\r\n\r\n')
             while not self.ended.is_set(): h.wfile.write(bytes(65_536))
-        body = b'<!DOCTYPE html>\n<html>Please log in to this network</html>' if self.how=='html' else (self.archives/name).read_bytes()
+        body = (b'<!DOCTYPE html>\n<html>Please log in to this network</html>' if self.how=='html'
+                else (self.archives/name).read_bytes())
         h.send_response(200)
         h.send_header('Content-Length', str(len(body)))
         h.end_headers()
@@ -171,4 +184,5 @@ ctrl_c = dict(preexec_fn=_restore_ctrl_c) if os.name=='posix' else {}
 
 def run_python(code, *args, timeout=120, **env):
     "Run `code` in a Python of its own, in this test's environment with `env` on top; returns the completed process"
-    return subprocess.run([sys.executable, '-c', code, *map(str, args)], env=os.environ | env, cwd=repo, text=True, capture_output=True, timeout=timeout)
+    return subprocess.run([sys.executable, '-c', code, *map(str, args)], env=os.environ | env, cwd=repo, text=True,
+                          capture_output=True, timeout=timeout)

@@ -29,7 +29,8 @@ def test_each_argument_keeps_its_limit():
     angle = torch.atan2(m[:,1,0], m[:,0,0]).rad2deg()
     assert angle.abs().max()<=30.001 and angle.min()<-28 and angle.max()>28
     m = random_affine(n, **none | dict(scale=.2))
-    assert 1/1.2001<m[:,0,0].min()<.85<1.18<m[:,0,0].max()<1.2001 and (m[:,0,0]-m[:,1,1]).abs().max()>.2 and m[:,0,1].abs().max()==0
+    assert (1/1.2001<m[:,0,0].min()<.85<1.18<m[:,0,0].max()<1.2001
+            and (m[:,0,0]-m[:,1,1]).abs().max()>.2 and m[:,0,1].abs().max()==0)
     m = random_affine(n, **none | dict(shear=.3))
     assert .28<m[:,0,1].max()<=.3 and m[:,1,0].abs().max()==0
     m = random_affine(n, **none | dict(shift=2))
@@ -38,7 +39,8 @@ def test_each_argument_keeps_its_limit():
 def test_a_shift_of_whole_pixels_is_one():
     xb = batch(1)
     m = torch.tensor([[[1.,0,2/14],[0,1,0]]])
-    got = torch.nn.functional.grid_sample(xb, torch.nn.functional.affine_grid(m, xb.shape, align_corners=False), align_corners=False)
+    got = torch.nn.functional.grid_sample(
+        xb, torch.nn.functional.affine_grid(m, xb.shape, align_corners=False), align_corners=False)
     assert torch.allclose(got[...,:26], xb[...,2:], atol=1e-4)
 
 def test_the_pen():
@@ -67,10 +69,12 @@ def test_only_training_batches_are_bent(sample):
 def test_a_recipe_that_bends(sample):
     r = Recipe('ImprovedNetwork', dict(p=0.), epochs=1, augment=usual)
     learn = train(r, sample, 3, 'cpu', quiet=True)
-    again,plain = train(r, sample, 3, 'cpu', quiet=True),train(Recipe('ImprovedNetwork', dict(p=0.), epochs=1), sample, 3, 'cpu', quiet=True)
+    again,plain = (train(r, sample, 3, 'cpu', quiet=True),
+                   train(Recipe('ImprovedNetwork', dict(p=0.), epochs=1), sample, 3, 'cpu', quiet=True))
     w = lambda o: o.model.layers[0].weight
     assert torch.equal(w(learn), w(again)) and not torch.equal(w(learn), w(plain))
-    soft = train(Recipe('ImprovedNetwork', dict(p=0.), epochs=1, augment=dict(thickness=0, **none)), sample, 3, 'cpu', quiet=True)
+    soft = train(Recipe('ImprovedNetwork', dict(p=0.), epochs=1, augment=dict(thickness=0, **none)),
+                 sample, 3, 'cpu', quiet=True)
     assert torch.allclose(w(soft), w(plain), atol=2e-2) # bent by nothing, but for rounding
 
 class AsCallback(Callback):
@@ -106,7 +110,8 @@ def test_the_learner_augments_where_fastai_does(sample):
     assert probs.shape==tta.shape and not torch.allclose(probs, tta)
 
 def test_recipes_round_trip_through_json():
-    for r in (Recipe('Network', augment=usual), Recipe('ImprovedNetwork', dict(sizes=(784,[32][0],10), p=.1), augment=dict(rotate=3))):
+    for r in (Recipe('Network', augment=usual),
+              Recipe('ImprovedNetwork', dict(sizes=(784,[32][0],10), p=.1), augment=dict(rotate=3))):
         assert Recipe(**json.loads(json.dumps(asdict(r))))==r
     assert Recipe('Network', dict(sizes=[784,32,10]))==Recipe('Network', dict(sizes=(784,32,10)))
 

@@ -31,7 +31,8 @@ RECIPES = dict(plain=Recipe('Network', epochs=1), improved=Recipe('ImprovedNetwo
 @pytest.fixture(scope='session')
 def few(sample):
     "Enough digits to be fitted to"
-    return Mnist(sample.train.subset(slice(500)), sample.valid.subset(slice(200)), sample.test.subset(slice(200)), 'sample')
+    return Mnist(sample.train.subset(slice(500)), sample.valid.subset(slice(200)), sample.test.subset(slice(200)),
+                 'sample')
 
 @pytest.fixture(scope='module')
 def learns(few): return {k: train(o, few, seed=7, quiet=True) for k,o in RECIPES.items()}
@@ -48,9 +49,10 @@ def good(learns, folder):
 def path(tmp_path): return tmp_path/'x.pth'
 
 def sentence(e, path, *parts):
-    "The message is one line that begins with the file, is not long, holds `parts`, and shows nothing of another exception"
+    "The message is one short line: it begins with the file, holds `parts`, and shows nothing of another exception"
     s = str(e.value if hasattr(e, 'value') else e)
-    assert s.startswith(f'{path} ') and s.endswith('.') and '\n' not in s and 'Traceback' not in s and len(s) < len(str(path))+400, s
+    assert (s.startswith(f'{path} ') and s.endswith('.') and '\n' not in s
+            and 'Traceback' not in s and len(s) < len(str(path))+400), s
     for o in parts: assert o in s.removeprefix(str(path)), (o, s) # the path holds the test's name
     return s
 
@@ -61,10 +63,14 @@ def refuse(path, *parts):
 
 def same(a, b):
     x,y = a.state_dict(),b.state_dict()
-    return type(a) is type(b) and list(x)==list(y) and all(torch.equal(x[k], y[k]) and x[k].dtype==y[k].dtype for k in x)
+    return (type(a) is type(b) and list(x)==list(y)
+            and all(torch.equal(x[k], y[k]) and x[k].dtype==y[k].dtype for k in x))
 
 def opens_or_refuses(path, net):
-    "The file opens as `net`, finite and equal, or is refused with a sentence; no other exception comes out. Returns whether it opens"
+    """The file opens as `net`, finite and equal, or is refused with a sentence; no other exception comes out.
+
+    Returns whether it opens.
+    """
     try: got = load_network(path)
     except CheckpointError as e: return bool(sentence(e, path)) and False
     assert same(got, net) and got.card==net.card and not got.training
@@ -102,8 +108,10 @@ def test_the_card_says_everything(learns, path):
     for name,learn in learns.items():
         card = load_network(save_network(learn, path, dict(a=1, b=.1))).card
         assert Recipe(**card['recipe'])==Recipe(**json.loads(json.dumps(asdict(RECIPES[name]))))
-        assert card['arch']==RECIPES[name].arch and card['epochs']==RECIPES[name].epochs and card['seed']==7 and card['source']==['sample']
-        assert card['normalization']==[.1307,.3081] and card['metrics']==dict(a=1, b=.1) and card['device']=='cpu' and card['threads']==torch.get_num_threads()
+        assert (card['arch']==RECIPES[name].arch and card['epochs']==RECIPES[name].epochs
+                and card['seed']==7 and card['source']==['sample'])
+        assert (card['normalization']==[.1307,.3081] and card['metrics']==dict(a=1, b=.1)
+                and card['device']=='cpu' and card['threads']==torch.get_num_threads())
         assert card['versions']==versions() and versions()['mnist_fastai']==mnist_fastai.__version__
         assert set(versions())=={'python','torch','fastai','numpy','mnist_fastai'}
 
@@ -111,7 +119,8 @@ def test_a_loaded_network_learns_on(learns, few, good, path):
     learn = digit_learner(digit_dls(few), load_network(good))
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     net = load_network(save_network(learn, path))
-    assert not same(net, load_network(good)) and net.card['seed'] is None and net.card['recipe'] is None and net.card['epochs']==1
+    assert (not same(net, load_network(good)) and net.card['seed'] is None
+            and net.card['recipe'] is None and net.card['epochs']==1)
 
 def test_metrics_of_numpy_and_torch(learns, path):
     m = dict(a=np.float64(.25), b=torch.tensor(2), c=np.int64(3), d=np.float32(.5), e='words', f=None)
@@ -120,7 +129,9 @@ def test_metrics_of_numpy_and_torch(learns, path):
 
 @pytest.mark.parametrize('name', ('plain','improved'))
 def test_one_run_one_file(few, tmp_path, name):
-    def save(seed): return save_network(train(RECIPES[name], few, seed=seed, quiet=True), tmp_path/f'{random.random()}.pth', dict(a=1)).read_bytes()
+    def save(seed):
+        return save_network(train(RECIPES[name], few, seed=seed, quiet=True), tmp_path/f'{random.random()}.pth',
+                            dict(a=1)).read_bytes()
     a = save(7)
     assert a==save(7) and a!=save(8)
 
@@ -158,11 +169,14 @@ class Own(ImprovedNetwork): pass
 def test_what_save_network_refuses(learns, few, path):
     path.write_bytes(b'before')
     dls = digit_dls(few)
-    for model,why in (Own(),'Own is not a registered'), (nn.Linear(784, 10),'Linear is not a registered'), (Network(),'fit it'):
+    for model,why in ((Own(), 'Own is not a registered'),
+                      (nn.Linear(784, 10), 'Linear is not a registered'),
+                      (Network(), 'fit it')):
         with pytest.raises(ValueError, match=why): save_network(digit_learner(dls, model), path)
     net = Network((784,10))
     net.train_sources = ('sample',)
-    with pytest.raises(ValueError, match='fit it'): save_network(Learner(dls, net, loss_func=nn.CrossEntropyLoss()), path)
+    with pytest.raises(ValueError, match='fit it'):
+        save_network(Learner(dls, net, loss_func=nn.CrossEntropyLoss()), path)
     for bad in float('nan'),float('inf'):
         net = Network((784,10))
         net.train_sources,net.data_info = ('sample',),DataInfo()
@@ -205,14 +219,22 @@ def test_unreadable(good):
 def test_empty_and_text(path):
     path.write_bytes(b'')
     refuse(path, 'is empty')
-    for o in b'The weights are elsewhere.', b'<!DOCTYPE html><html></html>', b'version https://git-lfs.github.com/spec/v1', b'\x93NUMPY\x01\x00', b'P', b'\0'*5000:
+    for o in (b'The weights are elsewhere.',
+              b'<!DOCTYPE html><html></html>',
+              b'version https://git-lfs.github.com/spec/v1',
+              b'\x93NUMPY\x01\x00',
+              b'P',
+              b'\0'*5000):
         path.write_bytes(o)
         refuse(path, 'truncated' if o==b'P' else 'is not a checkpoint')
 
 def test_truncated_at_every_length(good, path):
     whole = good.read_bytes()
     rng = random.Random(1)
-    lengths = [*range(1, 130), *rng.sample(range(130, len(whole)-3000), 60), *range(len(whole)-3000, len(whole), 13), *range(len(whole)-130, len(whole))]
+    lengths = [*range(1, 130),
+               *rng.sample(range(130, len(whole)-3000), 60),
+               *range(len(whole)-3000, len(whole), 13),
+               *range(len(whole)-130, len(whole))]
     for n in lengths:
         path.write_bytes(whole[:n])
         refuse(path, 'truncated')
@@ -248,7 +270,8 @@ def test_a_flipped_weight_is_noticed(good, path):
         assert torch.load(path, weights_only=True) # torch sees nothing
         refuse(path, 'damaged')
 
-quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+quick = settings(max_examples=150, deadline=None,
+                 suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 
 @quick
 @given(head=st.sampled_from([b'', b'\x80\x02', b'\x80\x04', b'PK\3\4', b'PK\5\6', b'PK']), body=st.binary(max_size=300))
@@ -293,13 +316,21 @@ def test_a_strangers_code_does_not_run(tmp_path, path, good):
     for p in range(6):
         path.write_bytes(pickle.dumps(s, p))
         refuse(path, why if p>1 else 'is not a checkpoint')
-    for o in s, [s], dict(card=s, state_dict={}), {**ck, 'more': s}, dict(card=ck['card'], state_dict={**ck['state_dict'], 'layers.0.bias': s}), OrderedDict(a=s):
+    for o in (s,
+              [s],
+              dict(card=s, state_dict={}),
+              {**ck, 'more': s},
+              dict(card=ck['card'], state_dict={**ck['state_dict'], 'layers.0.bias': s}),
+              OrderedDict(a=s)):
         torch.save(o, path)
         refuse(path, why)
-        torch.save(o, path, _use_new_zipfile_serialization=False) # torch's format before zip: pickles, one after another
+        # torch's format before zip: pickles, one after another
+        torch.save(o, path, _use_new_zipfile_serialization=False)
         refuse(path, why)
-    for code in (b"cposix\nmkdir\n(V%b\ntR." % str(s.mark).encode(), b"cbuiltins\nexec\n(Vimport os; os.mkdir(%b)\ntR." % repr(str(s.mark)).encode(),
-                 b"ctorch.serialization\nload\n(Vx\ntR.", b"ctorch\nload\n(Vx\ntR."):
+    for code in (b"cposix\nmkdir\n(V%b\ntR." % str(s.mark).encode(),
+                 b"cbuiltins\nexec\n(Vimport os; os.mkdir(%b)\ntR." % repr(str(s.mark)).encode(),
+                 b"ctorch.serialization\nload\n(Vx\ntR.",
+                 b"ctorch\nload\n(Vx\ntR."):
         zip_of(path, {**members(good), 'archive/data.pkl': code})
         refuse(path, why)
     assert not s.mark.exists()
@@ -314,7 +345,9 @@ def test_archives_that_are_something_else_too(tmp_path, path, good):
             info.size = len(b)
             t.addfile(info, io.BytesIO(b))
     tar = path.read_bytes()
-    for content,why in (tar,'is not a checkpoint'), (tar+tail,'is not a checkpoint'), (pickle.dumps(s, 2)+tail,'was not opened'):
+    for content,why in ((tar, 'is not a checkpoint'),
+                        (tar+tail, 'is not a checkpoint'),
+                        (pickle.dumps(s, 2)+tail, 'was not opened')):
         path.write_bytes(content)
         refuse(path, why)
     assert zipfile.is_zipfile(path) and not s.mark.exists()
@@ -349,8 +382,11 @@ def spoil_pickle(path, good, entry):
 def word(s): return b'X' + struct.pack('<I', len(s)) + s.encode()
 def number(n): return b'J' + struct.pack('<i', n)
 
-@pytest.mark.parametrize('call', [b'cbuiltins\nbytearray\n' + number(300_000_000), b'cbuiltins\nset\n]', b'ccollections\nCounter\n}'],
-                         ids=['bytearray','set','Counter'])
+@pytest.mark.parametrize('call', [
+    b'cbuiltins\nbytearray\n' + number(300_000_000),
+    b'cbuiltins\nset\n]',
+    b'ccollections\nCounter\n}',
+], ids=['bytearray','set','Counter'])
 def test_types_that_can_take_any_memory_or_time(path, good, call):
     "`weights_only` allows them; a checkpoint never has them"
     assert 'more' in torch.load(spoil_pickle(path, good, word('more') + call + b'\x85R'), weights_only=True)
@@ -395,7 +431,9 @@ def test_the_layout_of_a_pickle_of_any_length(n, path):
     check_pickle(members(path)['x/data.pkl'])
 
 def test_packed_data(path, good):
-    for how in zipfile.ZIP_DEFLATED,zipfile.ZIP_BZIP2: opens_or_refuses(zip_of(path, members(good), how), load_network(good)) # random numbers hardly shrink
+    # random numbers hardly shrink
+    for how in zipfile.ZIP_DEFLATED,zipfile.ZIP_BZIP2:
+        opens_or_refuses(zip_of(path, members(good), how), load_network(good))
     for name in 'archive/data/0','archive/more':
         zip_of(path, {**members(good), name: bytes(300_000_000)}, zipfile.ZIP_DEFLATED)
         assert path.stat().st_size<1_000_000
@@ -415,7 +453,8 @@ def test_a_storage_that_claims_to_be_larger(path, good):
     refuse(path, 'is damaged')
 
 def test_enormous_sizes_cost_nothing(path, good):
-    for sizes in [784,10**9,10], [784,10**9,10**9,10], [784]+[10**6]*50+[10]: # if any of it were allocated, it could not be built
+    # if any of it were allocated, it could not be built
+    for sizes in [784,10**9,10], [784,10**9,10**9,10], [784]+[10**6]*50+[10]:
         refuse(doctor(good, path, kwargs=dict(sizes=sizes, p=.5, bn=True)), 'do not fit')
     for sizes in [784,10**18,10], [784,10**30,10], [784]*4000, [784]+[1]*2000+[10]:
         refuse(doctor(good, path, kwargs=dict(sizes=sizes, p=.5, bn=True)))
@@ -433,9 +472,11 @@ def test_overlapping_and_repeated_numbers(path, few, good):
 
 def other_kinds(t):
     "Values in place of the tensor `t`, each with a part of the message"
-    for o in (t.double(), t.half(), t.int(), t.bool(), t.to(torch.complex64), t.to(torch.bfloat16), t[None], t[:-1], t.flatten()[:1],
-              torch.zeros(0), t.mT if t.ndim>1 else t.view(2, -1)): yield o,'do not fit'
-    for o in (t.to_sparse(), t.view(2, -1).to_sparse_csr(), t.to('meta'), nn.Parameter(t.clone())): yield o,'was not opened'
+    for o in (t.double(), t.half(), t.int(), t.bool(), t.to(torch.complex64), t.to(torch.bfloat16),
+              t[None], t[:-1], t.flatten()[:1], torch.zeros(0), t.mT if t.ndim>1 else t.view(2, -1)):
+        yield o,'do not fit'
+    for o in (t.to_sparse(), t.view(2, -1).to_sparse_csr(), t.to('meta'), nn.Parameter(t.clone())):
+        yield o,'was not opened'
     for o in (t.tolist(), None, 1., 'text', {}): yield o,'not made by save_network'
 
 @pytest.mark.filterwarnings('ignore:Validating sparse tensor', 'ignore:Sparse CSR tensor')
@@ -474,26 +515,32 @@ def test_weights_that_carry_attributes(path, good):
 def test_control_characters_stay_out_of_messages(path, good, tmp_path):
     "They could clear a terminal, or show a message that is not ours"
     red = '\x1b[31m\r\n\u202e'
-    for file,why in ((doctor(good, path, {red: torch.zeros(1)}), 'do not fit'), (doctor(good, tmp_path/'a.pth', arch=red), 'not known here'),
-                     (doctor(good, tmp_path/'b.pth', kwargs={red: 1}), 'cannot be built'), (doctor(good, tmp_path/'c.pth', kwargs=dict(p=red)), 'cannot be built'),
+    for file,why in ((doctor(good, path, {red: torch.zeros(1)}), 'do not fit'),
+                     (doctor(good, tmp_path/'a.pth', arch=red), 'not known here'),
+                     (doctor(good, tmp_path/'b.pth', kwargs={red: 1}), 'cannot be built'),
+                     (doctor(good, tmp_path/'c.pth', kwargs=dict(p=red)), 'cannot be built'),
                      (tmp_path/'missing\n\x1b[2J.pth', 'cannot be read')):
         with pytest.raises(CheckpointError, match=why) as e: load_network(file)
         assert str(e.value).isprintable(), str(e.value)
 
 def test_another_architecture(learns, path, good):
-    for o in 'ConvNet','network','','__class__','x'*5000, 'ImprovedNetwork\n': refuse(doctor(good, path, arch=o), 'not known here')
+    for o in 'ConvNet', 'network', '', '__class__', 'x'*5000, 'ImprovedNetwork\n':
+        refuse(doctor(good, path, arch=o), 'not known here')
     refuse(doctor(good, path, arch='Network', kwargs=dict(sizes=[784,16,10])), 'do not fit', 'norms.')
     for kw in ({}, dict(sizes=[784,17,10]), dict(sizes=[784,16,16,10]), dict(bn=False, sizes=[784,16,10])):
         refuse(doctor(good, path, kwargs=kw), 'do not fit')
-    for kw in (dict(sizes=[784]), dict(sizes=None), dict(p=2), dict(p='x'), dict(nothing=1), dict(sizes=[784,-1,10]), dict(sizes='x'*8000), {'':1}):
+    for kw in (dict(sizes=[784]), dict(sizes=None), dict(p=2), dict(p='x'), dict(nothing=1),
+               dict(sizes=[784,-1,10]), dict(sizes='x'*8000), {'':1}):
         refuse(doctor(good, path, kwargs=kw), 'cannot be built')
 
 def test_another_normalization(path, good, few):
     for o in [.1307], [.1307,0], [.1307,-1], [float('nan'),1], ['x'*5000], [None,None], []:
         refuse(doctor(good, path, normalization=o), 'normalization')
-    net = load_network(doctor(good, path, normalization=[.5,.25])) # made for other data: it opens, and is not measured on ours
+    # made for other data: it opens, and is not measured on ours
+    net = load_network(doctor(good, path, normalization=[.5,.25]))
     assert net.data_info==DataInfo(.5, .25)
-    with pytest.raises(ValueError, match='mean 0.5, and these digits have 0.1307; std 0.25'): evaluate(net, 'valid', digit_dls(few))
+    with pytest.raises(ValueError, match='mean 0.5, and these digits have 0.1307; std 0.25'):
+        evaluate(net, 'valid', digit_dls(few))
 
 def test_formats(path, good, few):
     "1 and 2 are read, and a newer one says that it is newer"
@@ -503,9 +550,12 @@ def test_formats(path, good, few):
     old = {k: v for k,v in card.items() if k not in ('classes','size')} | dict(format='mnist_fastai 1')
     torch.save({**ck, 'card': json.dumps(old)}, path)
     net = load_network(path)
-    assert same(net, load_network(good)) and net.data_info==DataInfo() and evaluate(net, 'valid', digit_dls(few))['n']==200
-    for o in 'mnist_fastai 3', 'mnist_fastai 12': refuse(doctor(good, path, format=o), 'newer than this library', 'update')
-    for o in 'mnist_fastai', 'mnist_fastai x', 'other 2', '2': refuse(doctor(good, path, format=o), 'not made by save_network')
+    assert (same(net, load_network(good)) and net.data_info==DataInfo()
+            and evaluate(net, 'valid', digit_dls(few))['n']==200)
+    for o in 'mnist_fastai 3', 'mnist_fastai 12':
+        refuse(doctor(good, path, format=o), 'newer than this library', 'update')
+    for o in 'mnist_fastai', 'mnist_fastai x', 'other 2', '2':
+        refuse(doctor(good, path, format=o), 'not made by save_network')
 
 CARD = 'format arch kwargs normalization classes size source seed epochs recipe metrics versions device threads'.split()
 
@@ -518,7 +568,10 @@ def nested(n):
 def test_a_card_of_wrong_types(path, good, key):
     net = load_network(good)
     assert set(net.card)==set(CARD)
-    for v in None, True, 0, -5, 10**400, 1.5, float('nan'), '', 'x', 'x'*5000, 'x'*10**6, [], [1], [None]*9, ['x'*9000], {}, {'a':[]}, nested(300):
+    for v in (None, True, 0, -5, 10**400, 1.5, float('nan'),
+              '', 'x', 'x'*5000, 'x'*10**6,
+              [], [1], [None]*9, ['x'*9000],
+              {}, {'a':[]}, nested(300)):
         try: got = load_network(doctor(good, path, **{key: v}))
         except CheckpointError as e: sentence(e, path)
         else: assert same(got, net) and isinstance(got.card[key], (dict,list,str,int,type(None)))
@@ -531,10 +584,15 @@ def test_a_card_of_wrong_types(path, good, key):
 def test_what_is_no_card(path, good):
     ck = torch.load(good, weights_only=True)
     deep = '['*5000 + ']'*4000
-    for card in None, 5, [], {}, json.loads(ck['card']), b'x', '', 'text', '5', '[]', 'null', '{', deep, '['*4000+']'*4000, '{"format": "mnist_fastai 1"}', '{"format": "mnist_fastai 2"}', ck['card']+' '*10**6, torch.zeros(2):
+    for card in (None, 5, [], {}, json.loads(ck['card']), b'x',
+                 '', 'text', '5', '[]', 'null', '{', deep, '['*4000+']'*4000,
+                 '{"format": "mnist_fastai 1"}', '{"format": "mnist_fastai 2"}',
+                 ck['card']+' '*10**6, torch.zeros(2)):
         torch.save({**ck, 'card': card}, path)
         refuse(path)
-    for o in None, 5, [], {}, ck['state_dict'], [ck], torch.zeros(3), dict(card=ck['card']), dict(state_dict=ck['state_dict']), {**ck,'state_dict':[]}, {**ck,'state_dict':None}, {'card':5,5:6}:
+    for o in (None, 5, [], {}, ck['state_dict'], [ck], torch.zeros(3),
+              dict(card=ck['card']), dict(state_dict=ck['state_dict']),
+              {**ck,'state_dict':[]}, {**ck,'state_dict':None}, {'card':5,5:6}):
         torch.save(o, path)
         refuse(path, 'not made by save_network')
     torch.save({**ck, 'state_dict': {}}, path)
@@ -613,7 +671,8 @@ def test_the_committed_networks(name, full):
     assert type(net).__name__==name and net.train_sources==('mnist',) and net.card['recipe']['arch']==name
     for split in 'valid','test':
         got = evaluate(net, split, dls)
-        assert abs(got['accuracy']-net.card['metrics'][f'{split}_accuracy'])*got['n'] < 2.5, 'more than two digits apart'
+        assert abs(got['accuracy']-net.card['metrics'][f'{split}_accuracy'])*got['n'] < 2.5, (
+            'more than two digits apart')
         assert abs(got['loss']-net.card['metrics'][f'{split}_loss']) < 1e-3
 
 def test_the_committed_results():

@@ -21,7 +21,9 @@ posix = pytest.mark.skipif(os.name!='posix', reason='needs POSIX')
 NAMES,FILES = ['Network','ImprovedNetwork'],{'Network.pth','ImprovedNetwork.pth','losses.png','results.json'}
 CLI = [sys.executable, '-m', 'mnist_fastai.cli']
 
-def clean_env(): return {k: v for k,v in os.environ.items() if not k.startswith(('MNIST_FASTAI_','PYTHONUNBUFFERED'))} | dict(PYTHONPATH=str(repo))
+def clean_env():
+    return ({k: v for k,v in os.environ.items() if not k.startswith(('MNIST_FASTAI_','PYTHONUNBUFFERED'))}
+            | dict(PYTHONPATH=str(repo)))
 
 def command(*args, **env):
     "The command as a process of its own"
@@ -72,7 +74,8 @@ def test_the_table_agrees_with_the_results(both):
     res = json.loads((out/'results.json').read_text())['networks']
     lines = proc.stdout.splitlines()
     head, = [i for i,o in enumerate(lines) if 'test_accuracy' in o]
-    assert lines[head].split()==['parameters','epochs','seconds','valid_loss','valid_accuracy','test_loss','test_accuracy']
+    assert lines[head].split()==[
+        'parameters','epochs','seconds','valid_loss','valid_accuracy','test_loss','test_accuracy']
     for line,name in zip(lines[head+1:], NAMES):
         n,params,epochs,_,*scores = line.split()
         assert n==name and params==f'{res[name]["parameters"]:,}' and epochs=='2'
@@ -80,20 +83,26 @@ def test_the_table_agrees_with_the_results(both):
 
 def test_what_a_run_writes(both):
     assert names(both[1])==FILES
-    with Image.open(both[1]/'losses.png') as im: assert im.format=='PNG' and min(im.size)>300 and len(im.convert('RGB').getcolors(2**24))>3
+    with Image.open(both[1]/'losses.png') as im:
+        assert im.format=='PNG' and min(im.size)>300 and len(im.convert('RGB').getcolors(2**24))>3
 
 def test_results(both):
     def refuse(o): raise ValueError(f'{o} is not JSON')
     res = json.loads((both[1]/'results.json').read_text(), parse_constant=refuse)
-    assert set(res)=={'source','networks','versions','device','threads'} and res['source']=='sample' and list(res['networks'])==NAMES
+    assert (set(res)=={'source','networks','versions','device','threads'}
+            and res['source']=='sample' and list(res['networks'])==NAMES)
     assert {'python','torch','fastai','mnist_fastai'}<=set(res['versions'])
     for name,row in res['networks'].items():
         net = load_network(both[1]/f'{name}.pth')
-        assert {'valid_accuracy','test_accuracy','valid_loss','test_loss','parameters','seconds','epochs','seed','history','recipe'}<=set(row)
+        assert {'valid_accuracy','test_accuracy','valid_loss','test_loss','parameters',
+                'seconds','epochs','seed','history','recipe'}<=set(row)
         assert row['parameters']==count_parameters(net) and row['epochs']==2 and row['seed']==42 and row['seconds']>0
-        assert [o['epoch'] for o in row['history']]==[1,2] and all(set(o)>={'train_loss','valid_loss','accuracy','seconds'} for o in row['history'])
-        assert abs(row['history'][-1]['accuracy']-row['valid_accuracy'])<1e-6 and abs(sum(o['seconds'] for o in row['history'])-row['seconds'])<1e-6
-        assert row['recipe']==net.card['recipe'] and row['recipe']['lr']==recipes[name].lr and res['device']==net.card['device']
+        assert ([o['epoch'] for o in row['history']]==[1,2]
+                and all(set(o)>={'train_loss','valid_loss','accuracy','seconds'} for o in row['history']))
+        assert (abs(row['history'][-1]['accuracy']-row['valid_accuracy'])<1e-6
+                and abs(sum(o['seconds'] for o in row['history'])-row['seconds'])<1e-6)
+        assert (row['recipe']==net.card['recipe'] and row['recipe']['lr']==recipes[name].lr
+                and res['device']==net.card['device'])
 
 def test_the_saved_networks(both, sample):
     for name in NAMES:
@@ -102,7 +111,8 @@ def test_the_saved_networks(both, sample):
         assert set(net.card['metrics'])=={'valid_loss','valid_accuracy','test_loss','test_accuracy'}
         for s in 'valid','test':
             got = evaluate(net, s, digit_dls(sample))
-            assert abs(got['accuracy']-net.card['metrics'][f'{s}_accuracy'])<.0021 and abs(got['loss']-net.card['metrics'][f'{s}_loss'])<1e-3
+            assert (abs(got['accuracy']-net.card['metrics'][f'{s}_accuracy'])<.0021
+                    and abs(got['loss']-net.card['metrics'][f'{s}_loss'])<1e-3)
 
 @pytest.mark.slow
 def test_a_run_repeats_to_the_byte(both, tmp_path):
@@ -114,18 +124,22 @@ def test_a_run_repeats_to_the_byte(both, tmp_path):
     assert 'Network:' not in r.stdout.replace('ImprovedNetwork:', '')
 
 def test_options_arrive(run, tmp_path, both):
-    code,out,err = run('--sample', '--networks', 'Network', 'Network', '--epochs', 1, '--batch-size', 500, '--lr', '.01', '--seed', 3, '--device', 'cpu')
+    code,out,err = run('--sample', '--networks', 'Network', 'Network', '--epochs', 1, '--batch-size', 500,
+                       '--lr', '.01', '--seed', 3, '--device', 'cpu')
     assert code==0 and err==[] and names(tmp_path/'out')==FILES - {'ImprovedNetwork.pth'}
     net = load_network(tmp_path/'out'/'Network.pth')
-    assert net.card['recipe']=={**net.card['recipe'], 'epochs':1, 'bs':500, 'lr':.01, 'arch':'Network'} and net.card['seed']==3 and net.card['device']=='cpu'
+    assert (net.card['recipe']=={**net.card['recipe'], 'epochs':1, 'bs':500, 'lr':.01, 'arch':'Network'}
+            and net.card['seed']==3 and net.card['device']=='cpu')
     first = load_network(both[1]/'Network.pth')
     assert not torch.equal(net.layers[0].weight, first.layers[0].weight)
 
 @pytest.mark.slow
 def test_on_mnist(run, warm, tmp_path):
     code,out,err = run('--networks', 'Network', '--epochs', 1, '--batch-size', 2000, '--root', warm)
-    assert code==0 and out[0].startswith('Data: MNIST, every file verified (50,000 digits') and not any('sample' in o for o in out)
-    assert json.loads((tmp_path/'out'/'results.json').read_text())['source']=='mnist' and load_network(tmp_path/'out'/'Network.pth').train_sources==('mnist',)
+    assert (code==0 and out[0].startswith('Data: MNIST, every file verified (50,000 digits')
+            and not any('sample' in o for o in out))
+    assert (json.loads((tmp_path/'out'/'results.json').read_text())['source']=='mnist'
+            and load_network(tmp_path/'out'/'Network.pth').train_sources==('mnist',))
 
 # --- where the data come from
 
@@ -142,7 +156,8 @@ def test_the_sample_by_the_environment(run, monkeypatch):
 @pytest.mark.slow
 def test_the_sample_stands_in(run, monkeypatch):
     code,out,err = run(*QUICK)
-    assert code==0 and 'MNIST cannot be reached, so the packaged sample' in out[0] and out[1].startswith('Data: the packaged sample')
+    assert (code==0 and 'MNIST cannot be reached, so the packaged sample' in out[0]
+            and out[1].startswith('Data: the packaged sample'))
     monkeypatch.setenv('MNIST_FASTAI_SAMPLE', '0')
     code,out,err = run(*QUICK)
     told(code, err, 'MNIST_FASTAI_MIRROR')
@@ -155,13 +170,18 @@ def test_no_data(run, tmp_path):
 
 # --- what cannot be done
 
-@pytest.mark.parametrize('args', ['--epochs 0', '--epochs -1', '--epochs abc', '--epochs 1.5', '--epochs nan', '--lr 0', '--lr -1', '--lr nan', '--lr inf', '--lr x',
-                                  '--batch-size 0', '--batch-size -5', '--batch-size 2.5', '--seed -1', '--seed 4294967296', '--seed x',
-                                  '--networks', '--nothing 3', 'word', '--epochs'])
+@pytest.mark.parametrize('args', [
+    '--epochs 0', '--epochs -1', '--epochs abc', '--epochs 1.5', '--epochs nan',
+    '--lr 0', '--lr -1', '--lr nan', '--lr inf', '--lr x',
+    '--batch-size 0', '--batch-size -5', '--batch-size 2.5',
+    '--seed -1', '--seed 4294967296', '--seed x',
+    '--networks', '--nothing 3', 'word', '--epochs',
+])
 def test_bad_values(run, args, tmp_path):
     code,out,err = run(*args.split())
     option = args.split()[0] if args!='word' else 'word'
-    assert code==2 and out==[] and err[0].startswith('usage: mnist_train') and err[-1].startswith('mnist_train: error: ') and option in err[-1], err
+    assert (code==2 and out==[] and err[0].startswith('usage: mnist_train')
+            and err[-1].startswith('mnist_train: error: ') and option in err[-1]), err
     assert not any('Traceback' in o for o in err) and not (tmp_path/'out').exists()
     if args.split()[-1] in ('0','-1','abc','nan','x'): assert f'{args.split()[-1]!r} is not a ' in err[-1]
 
@@ -173,7 +193,9 @@ def test_a_recipe_that_is_none(run, names_, tmp_path):
 
 def test_bad_values_as_a_process():
     r = command('--epochs', 'abc')
-    assert r.returncode==2 and r.stdout=='' and r.stderr.splitlines()[-1]=="mnist_train: error: argument --epochs: 'abc' is not a whole number from 1 up"
+    assert (r.returncode==2 and r.stdout==''
+            and r.stderr.splitlines()[-1]
+                =="mnist_train: error: argument --epochs: 'abc' is not a whole number from 1 up")
 
 @pytest.mark.parametrize('device', ('abacus','cuda:99','meta','', '-'))
 def test_unknown_device(run, device, tmp_path):
@@ -220,7 +242,8 @@ def test_out_that_is_read_only(run):
 def test_a_disk_that_is_full(run, tmp_path):
     (tmp_path/'Network.pth').write_text('from before')
     with full_disk(1_000_000): code,out,err = run('--sample', '--epochs', 1, '--batch-size', 4000, out=tmp_path)
-    told(code, err, f'{tmp_path/"Network.pth"} cannot be written to (File too large)', '--out', 'Nothing was finished or written')
+    told(code, err, f'{tmp_path/"Network.pth"} cannot be written to (File too large)',
+         '--out', 'Nothing was finished or written')
     assert names(tmp_path)=={'Network.pth'} and (tmp_path/'Network.pth').read_text()=='from before'
 
 @posix
@@ -233,7 +256,8 @@ def test_a_disk_that_is_full_after_the_first_network(run, tmp_path, monkeypatch)
         fsync(fd)
     monkeypatch.setattr(os, 'fsync', full)
     code,out,err = run('--sample', '--epochs', 1, '--batch-size', 4000, out=tmp_path)
-    told(code, err, f'{tmp_path/"ImprovedNetwork.pth"} cannot be written to (No space left on device)', f'Finished and whole in {tmp_path}: Network.pth.')
+    told(code, err, f'{tmp_path/"ImprovedNetwork.pth"} cannot be written to (No space left on device)',
+         f'Finished and whole in {tmp_path}: Network.pth.')
     assert names(tmp_path)=={'Network.pth'} and load_network(tmp_path/'Network.pth')
 
 def test_two_commands_into_one_folder(run, tmp_path):
@@ -254,12 +278,16 @@ def test_two_processes_into_one_folder(tmp_path):
     finally:
         first.kill()
         first.communicate()
-    assert command('--sample', '--epochs', 1, '--batch-size', 4000, '--networks', 'Network', '--out', tmp_path).returncode==0 # the lock went with it
+    # the lock went with it
+    assert command('--sample', '--epochs', 1, '--batch-size', 4000, '--networks', 'Network',
+                   '--out', tmp_path).returncode==0
 
 def test_an_import_that_fails(tmp_path):
     for module in 'mnist_fastai.files','torch':
-        r = run_python(f"import sys; sys.modules['{module}'] = None; from mnist_fastai.cli import main; sys.exit(main(['--out', sys.argv[1]]))", tmp_path)
-        assert r.returncode==1 and r.stderr.startswith('mnist_train: ') and module in r.stderr and r.stderr.count('\n')==1, r.stderr
+        r = run_python(f"import sys; sys.modules['{module}'] = None; from mnist_fastai.cli import main; "
+                       "sys.exit(main(['--out', sys.argv[1]]))", tmp_path)
+        assert (r.returncode==1 and r.stderr.startswith('mnist_train: ') and module in r.stderr
+                and r.stderr.count('\n')==1), r.stderr
 
 # --- Ctrl-C
 
@@ -268,8 +296,8 @@ def test_an_import_that_fails(tmp_path):
 @pytest.mark.parametrize('during,finished', [('Network',set()), ('ImprovedNetwork',{'Network.pth'})])
 def test_stopped(tmp_path, during, finished):
     for o in FILES: (tmp_path/o).write_text('from before')
-    p = subprocess.Popen([*CLI, '--sample', '--epochs', '12', '--batch-size', '4000', '--out', str(tmp_path)], env=clean_env(), text=True,
-                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, **ctrl_c)
+    p = subprocess.Popen([*CLI, '--sample', '--epochs', '12', '--batch-size', '4000', '--out', str(tmp_path)],
+                         env=clean_env(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **ctrl_c)
     begun,lines = False,[]
     for line in p.stdout: # until the second epoch of `during` is told
         lines.append(line)
@@ -305,7 +333,8 @@ def test_help_names_every_option():
     r = command('--help')
     assert r.returncode==0 and r.stderr==''
     options = [s for a in _parser()._actions for s in a.option_strings]
-    assert {'--out','--networks','--epochs','--batch-size','--lr','--seed','--device','--sample','--no-sample','--mirror','--root'}<=set(options)
+    assert {'--out','--networks','--epochs','--batch-size','--lr','--seed','--device',
+            '--sample','--no-sample','--mirror','--root'}<=set(options)
     for o in options: assert o in r.stdout
     for a in _parser()._actions: assert a.help, a
 

@@ -77,7 +77,8 @@ def test_plot_reliability():
     np.testing.assert_allclose([line.get_xdata()[0],line.get_ydata()[0]], [.9,.8], rtol=1e-5)
     low,high = ax.collections[0].get_segments()[0][:,1]
     assert (low,high)==pytest.approx(exact_interval(80, 100), abs=1e-6)
-    assert 'accuracy' in ax.get_ylabel() and 'confidence' in ax.get_xlabel() and [o.get_text() for o in ax.get_legend().get_texts()]==['calibrated','net']
+    assert ('accuracy' in ax.get_ylabel() and 'confidence' in ax.get_xlabel()
+            and [o.get_text() for o in ax.get_legend().get_texts()]==['calibrated','net'])
 
 @pytest.mark.parametrize('k', [.5,1.,3.])
 def test_temperature_of_a_known_case(k):
@@ -175,7 +176,8 @@ def test_thickness():
     assert torch.equal(distort(square(10,18), 'thickness', -1).images, square(11,17).images)
     half = distort(square(10,18), 'thickness', 1.5).images[0]
     assert half[9,9]==255 and half[8,8] in (127,128) and half[7,7]==0
-    assert torch.equal(distort(square(0,28), 'thickness', -1).images, square(0,28).images) # nothing is taken off at the edge
+    # nothing is taken off at the edge
+    assert torch.equal(distort(square(0,28), 'thickness', -1).images, square(0,28).images)
 
 def test_inversion(few):
     assert torch.equal(distort(few, 'inversion', 1).images, 255-few.images)
@@ -228,12 +230,14 @@ def test_robustness_takes_the_amounts_of_the_distortion(sample):
     table = robustness(dict(net=[linear()]), sample.valid, 'thickness')
     assert table.amount.tolist()==list(distortions['thickness'].amounts)
     for amounts in ([1],None):
-        with pytest.raises(ValueError, match='There is no distortion'): robustness(dict(net=[linear()]), sample.valid, 'fold', amounts)
+        with pytest.raises(ValueError, match='There is no distortion'):
+            robustness(dict(net=[linear()]), sample.valid, 'fold', amounts)
 
 # --- on MNIST
 
 def test_accuracy_falls_with_the_angle(full):
     "The nearest-mean classifier reads fewer digits the further they are rotated"
     nm,ds = NearestMean().fit(full.train),full.valid.subset(slice(2000))
-    acc = {a: (nm.predict(distort(ds, 'rotation', a).images)==ds.labels).double().mean().item() for a in (-60,-30,0,30,60)}
+    acc = {a: (nm.predict(distort(ds, 'rotation', a).images)==ds.labels).double().mean().item()
+           for a in (-60,-30,0,30,60)}
     assert acc[60]<acc[30]<acc[0] and acc[-60]<acc[-30]<acc[0] and acc[0]>.75

@@ -5,13 +5,24 @@ import pytest
 
 from mnist_fastai.core import atomic_write, check_choice, file_lock, printable, Locked
 
-@pytest.mark.parametrize('text,want', [('plain é €', 'plain é €'), ('two\nlines\t\r', r'two\nlines\t\r'), ('\x1b[31mred\x07', r'\x1b[31mred\x07'),
-    ('\u202edrawkcab', r'\u202edrawkcab'), ('\udcff', r'\udcff'), (5, '5')], ids=['plain','lines','terminal','direction','byte','number'])
+@pytest.mark.parametrize('text,want', [
+    ('plain é €', 'plain é €'),
+    ('two\nlines\t\r', r'two\nlines\t\r'),
+    ('\x1b[31mred\x07', r'\x1b[31mred\x07'),
+    ('\u202edrawkcab', r'\u202edrawkcab'),
+    ('\udcff', r'\udcff'),
+    (5, '5'),
+], ids=['plain','lines','terminal','direction','byte','number'])
 def test_control_characters_are_escaped(text, want):
     assert printable(text)==want and printable(text).isprintable()
 
-@pytest.mark.parametrize('text,want', [('https://me:secret@host/mnist/', 'https://…@host/mnist/'), ('see http://me:se@cr/et@host:80/x, please', 'see http://…@host:80/x, please'),
-    ('http://host/mnist/', 'http://host/mnist/'), ('me@host', 'me@host'), ('http://a/ and me@host', 'http://a/ and me@host')])
+@pytest.mark.parametrize('text,want', [
+    ('https://me:secret@host/mnist/', 'https://…@host/mnist/'),
+    ('see http://me:se@cr/et@host:80/x, please', 'see http://…@host:80/x, please'),
+    ('http://host/mnist/', 'http://host/mnist/'),
+    ('me@host', 'me@host'),
+    ('http://a/ and me@host', 'http://a/ and me@host'),
+])
 def test_a_url_loses_its_user_and_password(text, want): assert printable(text)==want
 
 def test_leftovers_of_killed_processes_are_removed(tmp_path):
@@ -21,14 +32,18 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path):
         (tmp_path/name).write_bytes(b'half')
         os.utime(tmp_path/name, (time.time()-3600*hours,)*2)
         return tmp_path/name
-    old,young,other = leftover('.new-net[1].pth-abcd1234', 25),leftover('.new-net[1].pth-abcd1235', 23),leftover('.new-other.pth-abcd1234', 25)
+    old,young,other = (leftover('.new-net[1].pth-abcd1234', 25),
+                       leftover('.new-net[1].pth-abcd1235', 23),
+                       leftover('.new-other.pth-abcd1234', 25))
     atomic_write(path, b'whole')
     assert path.read_bytes()==b'whole' and not old.exists() and young.exists() and other.exists()
 
 @pytest.mark.skipif(os.name!='posix', reason='SIGKILL is POSIX')
 def test_what_a_killed_process_leaves_is_found_again(tmp_path):
     from conftest import run_python
-    code = "import os, signal, sys; os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\nfrom mnist_fastai.core import atomic_write\natomic_write(sys.argv[1], b'half')"
+    code = ("import os, signal, sys; os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
+            "from mnist_fastai.core import atomic_write\n"
+            "atomic_write(sys.argv[1], b'half')")
     assert run_python(code, tmp_path/'x.pth').returncode==-9
     left, = tmp_path.iterdir()
     os.utime(left, (0,0))

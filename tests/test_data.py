@@ -14,7 +14,8 @@ from torchvision.datasets import MNIST
 from fastai.basics import Category, TensorCategory, TensorImageBW, L
 from mnist_fastai.files import DataError, Unreachable
 from mnist_fastai.loaders import DigitDataLoaders, DigitDL, digit_dls
-from mnist_fastai.data import Digits, Mnist, check_split, load_mnist, mnist_mean, mnist_splits, mnist_std, split_train_valid, to_images, to_labels
+from mnist_fastai.data import (Digits, Mnist, check_split, load_mnist, mnist_mean, mnist_splits, mnist_std,
+                               split_train_valid, to_images, to_labels)
 
 def plain(t): return t.as_subclass(torch.Tensor)
 def counts(t, n=10): return plain(t).bincount(minlength=n).tolist()
@@ -49,11 +50,14 @@ def test_splits_of_mnist(full):
 
 def test_split_of_mnist_never_changes(full):
     "A new release of a library that drew another split would make every recorded result incomparable"
-    assert hashlib.sha256(full.valid.idxs.numpy().astype('<i8').tobytes()).hexdigest()=='bc6a3b569d2d07b6880eb7543153bc8caec92dbe3f6b4c643b7794d77d7d6ade'
+    assert (hashlib.sha256(full.valid.idxs.numpy().astype('<i8').tobytes()).hexdigest()
+            =='bc6a3b569d2d07b6880eb7543153bc8caec92dbe3f6b4c643b7794d77d7d6ade')
 
 def test_split_does_not_depend_on_any_seed(full):
     torch.manual_seed(7); np.random.seed(7)
-    train,valid = split_train_valid(torch.cat([full.train.labels, full.valid.labels])[torch.cat([full.train.idxs, full.valid.idxs]).argsort()], 10_000)
+    train,valid = split_train_valid(
+        torch.cat([full.train.labels, full.valid.labels])[torch.cat([full.train.idxs, full.valid.idxs]).argsort()],
+        10_000)
     assert torch.equal(train, full.train.idxs) and torch.equal(valid, full.valid.idxs)
 
 def test_loading_draws_from_no_generator():
@@ -76,7 +80,8 @@ def test_splits_of_the_sample(sample):
 
 def test_sample_is_the_same_every_time(sample):
     again = load_mnist(sample=True)
-    for o in mnist_splits: assert torch.equal(again[o].images, sample[o].images) and torch.equal(again[o].idxs, sample[o].idxs)
+    for o in mnist_splits:
+        assert torch.equal(again[o].images, sample[o].images) and torch.equal(again[o].idxs, sample[o].idxs)
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 30), st.data())
@@ -90,7 +95,8 @@ def test_split_is_stratified_and_disjoint(per_class, data):
 
 @pytest.mark.parametrize('name', ['val', 'Train', '', None, 0, ['train'], b'test'])
 def test_unknown_split(name, sample):
-    with pytest.raises(ValueError, match=re.escape(f'There is no split {name!r}: use one of train, valid, test.')): sample[name]
+    with pytest.raises(ValueError, match=re.escape(f'There is no split {name!r}: use one of train, valid, test.')):
+        sample[name]
     with pytest.raises(ValueError): check_split(name)
 
 # --- which source
@@ -125,12 +131,25 @@ def test_other_values_in_the_environment(value, monkeypatch):
 x8 = torch.arange(784).view(28,28).to(torch.uint8) # every value from 0 to 255
 
 images = dict(
-    tensor=lambda: x8, array=lambda: x8.numpy(), float_tensor=lambda: x8/255, double_array=lambda: x8.numpy()/255, half=lambda: (x8/255).half(),
-    channel=lambda: x8[None,None], batch_of_one=lambda: x8[None], typed=lambda: TensorImageBW(x8/255), grad=lambda: (x8/255).requires_grad_(),
-    pil_L=lambda: Image.fromarray(x8.numpy()), pil_RGB=lambda: Image.fromarray(x8.numpy()).convert('RGB'),
-    pil_RGBA=lambda: Image.fromarray(x8.numpy()).convert('RGBA'), list_of_one=lambda: [x8], fastai_list=lambda: L(x8), tuple_of_one=lambda: (x8.numpy(),),
-    not_contiguous=lambda: x8.T.contiguous().T, upside_down_twice=lambda: np.ascontiguousarray(x8.numpy()[::-1])[::-1],
-    read_only=lambda: np.asarray(Image.fromarray(x8.numpy())), big_endian=lambda: (x8.numpy()/255).astype('>f8'))
+    tensor=lambda: x8,
+    array=lambda: x8.numpy(),
+    float_tensor=lambda: x8/255,
+    double_array=lambda: x8.numpy()/255,
+    half=lambda: (x8/255).half(),
+    channel=lambda: x8[None,None],
+    batch_of_one=lambda: x8[None],
+    typed=lambda: TensorImageBW(x8/255),
+    grad=lambda: (x8/255).requires_grad_(),
+    pil_L=lambda: Image.fromarray(x8.numpy()),
+    pil_RGB=lambda: Image.fromarray(x8.numpy()).convert('RGB'),
+    pil_RGBA=lambda: Image.fromarray(x8.numpy()).convert('RGBA'),
+    list_of_one=lambda: [x8],
+    fastai_list=lambda: L(x8),
+    tuple_of_one=lambda: (x8.numpy(),),
+    not_contiguous=lambda: x8.T.contiguous().T,
+    upside_down_twice=lambda: np.ascontiguousarray(x8.numpy()[::-1])[::-1],
+    read_only=lambda: np.asarray(Image.fromarray(x8.numpy())),
+    big_endian=lambda: (x8.numpy()/255).astype('>f8'))
 
 @pytest.mark.parametrize('how', images)
 def test_what_an_image_may_be(how):
@@ -148,13 +167,16 @@ def test_pil_of_one_bit():
     assert torch.equal(to_images(Image.fromarray(a))[0], tensor(a*255).to(torch.uint8))
 
 @settings(max_examples=60, deadline=None)
-@given(hnp.arrays(np.uint8, st.tuples(st.integers(0,3), st.just(28), st.just(28))), st.sampled_from([np.float16, np.float32, np.float64]))
+@given(hnp.arrays(np.uint8, st.tuples(st.integers(0,3), st.just(28), st.just(28))),
+       st.sampled_from([np.float16, np.float32, np.float64]))
 def test_floats_are_the_bytes_again(a, dtype):
     assert torch.equal(to_images(a), tensor(a)) and torch.equal(to_images((a/255).astype(dtype)), tensor(a))
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.sampled_from([0,1,2,3,27,28,29,784]), max_size=5).map(tuple).filter(lambda o: np.prod(o, dtype=float)<1e6),
-       st.sampled_from([np.uint8, np.float32]), st.booleans())
+@given(st.lists(st.sampled_from([0,1,2,3,27,28,29,784]), max_size=5).map(tuple)
+         .filter(lambda o: np.prod(o, dtype=float)<1e6),
+       st.sampled_from([np.uint8, np.float32]),
+       st.booleans())
 def test_any_other_shape_is_refused(shape, dtype, as_tensor):
     a = np.zeros(shape, dtype)
     if as_tensor: a = torch.from_numpy(a)
@@ -163,20 +185,31 @@ def test_any_other_shape_is_refused(shape, dtype, as_tensor):
     else:
         with pytest.raises(ValueError, match=re.escape(f'not {shape}.')): to_images(a)
 
-bad_pixels = dict(to_255=x8.float(), negative=-(x8/255), above_1=x8/254, nan=torch.full((28,28), float('nan')), inf=torch.full((28,28), float('inf')),
-    int64=x8.long(), bool=x8.bool(), int8=x8.numpy().astype(np.int8), uint16=x8.numpy().astype(np.uint16), complex=x8.numpy().astype(complex),
+bad_pixels = dict(
+    to_255=x8.float(),
+    negative=-(x8/255),
+    above_1=x8/254,
+    nan=torch.full((28,28), float('nan')),
+    inf=torch.full((28,28), float('inf')),
+    int64=x8.long(),
+    bool=x8.bool(),
+    int8=x8.numpy().astype(np.int8),
+    uint16=x8.numpy().astype(np.uint16),
+    complex=x8.numpy().astype(complex),
     int64_none=torch.zeros(0,28,28, dtype=torch.long))
 
 @pytest.mark.parametrize('how', bad_pixels)
 def test_other_ranges_and_types_of_pixels(how):
-    with pytest.raises(ValueError, match='Pixels must be uint8 from 0 to 255, or floats from 0 to 1; these are'): to_images(bad_pixels[how])
+    with pytest.raises(ValueError, match='Pixels must be uint8 from 0 to 255, or floats from 0 to 1; these are'):
+        to_images(bad_pixels[how])
 
 def test_one_nan_is_enough():
     x = x8/255
     x[3,4] = float('nan')
     with pytest.raises(ValueError, match='Pixels must be'): to_images(x)
 
-@pytest.mark.parametrize('bad', ['digit.png', None, 3, 2.5, b'x', {}, x8.tolist(), [x8,'x'], (o for o in [x8])], ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize('bad', ['digit.png', None, 3, 2.5, b'x', {}, x8.tolist(), [x8,'x'], (o for o in [x8])],
+                         ids=lambda o: type(o).__name__)
 def test_what_is_no_image(bad):
     with pytest.raises(TypeError, match='An image is a tensor, an array or a PIL image, not '): to_images(bad)
 
@@ -188,30 +221,48 @@ def test_image_of_another_size():
 
 # --- labels
 
-@pytest.mark.parametrize('labels', [[7,1], (7,1), L(7,1), tensor([7,1]), np.array([7,1]), np.array([7.,1.]), tensor([7,1], dtype=torch.uint8),
-    [tensor(7),tensor(1)], [Category('7'),Category('1')], TensorCategory(tensor([7,1])), np.array([1,7])[::-1], np.array([7,1], np.uint16)], ids=repr)
+@pytest.mark.parametrize('labels', [
+    [7,1], (7,1), L(7,1), tensor([7,1]),
+    np.array([7,1]), np.array([7.,1.]), tensor([7,1], dtype=torch.uint8),
+    [tensor(7),tensor(1)], [Category('7'),Category('1')], TensorCategory(tensor([7,1])),
+    np.array([1,7])[::-1], np.array([7,1], np.uint16),
+], ids=repr)
 def test_what_labels_may_be(labels):
     y = to_labels(labels, 2)
     assert type(y) is torch.Tensor and y.dtype==torch.int64 and y.tolist()==[7,1]
 
-@pytest.mark.parametrize('labels', [[7,10], [-1,7], [7.5,1], [7,float('nan')], [None,1], tensor([7,256]), tensor([1e30,1]), ['seven','one'],
-    np.array(['seven','one']), [[7],[1,2]]], ids=repr)
+@pytest.mark.parametrize('labels', [
+    [7,10], [-1,7], [7.5,1], [7,float('nan')], [None,1],
+    tensor([7,256]), tensor([1e30,1]),
+    ['seven','one'], np.array(['seven','one']),
+    [[7],[1,2]],
+], ids=repr)
 def test_labels_that_are_no_digits(labels):
     with pytest.raises(ValueError, match=re.escape('Labels must be whole numbers from 0 to 9.')): to_labels(labels, 2)
 
-@pytest.mark.parametrize('labels,shape', [([7], '(1,)'), ([7,1,2], '(3,)'), (7, '()'), ([[7],[1]], '(2, 1)'), (tensor([[7,1]]), '(1, 2)')])
+@pytest.mark.parametrize('labels,shape', [
+    ([7], '(1,)'),
+    ([7,1,2], '(3,)'),
+    (7, '()'),
+    ([[7],[1]], '(2, 1)'),
+    (tensor([[7,1]]), '(1, 2)'),
+])
 def test_labels_of_another_number(labels, shape):
-    with pytest.raises(ValueError, match=re.escape(f'There are 2 images, and labels of shape {shape}')): Digits(torch.stack([x8,x8]), labels)
+    with pytest.raises(ValueError, match=re.escape(f'There are 2 images, and labels of shape {shape}')):
+        Digits(torch.stack([x8,x8]), labels)
 
 # --- Digits
 
 def test_one_index_takes_one_or_many(sample):
     ds = sample.valid
     x,y = ds[3]
-    assert type(x) is TensorImageBW and type(y) is TensorCategory and x.shape==(1,28,28) and x.dtype==torch.float32 and y.shape==() and y.dtype==torch.int64
+    assert (type(x) is TensorImageBW and type(y) is TensorCategory
+            and x.shape==(1,28,28) and x.dtype==torch.float32 and y.shape==() and y.dtype==torch.int64)
     xb,yb = ds[[3,1,3]]
-    assert type(xb) is TensorImageBW and type(yb) is TensorCategory and xb.shape==(3,1,28,28) and plain(yb).tolist()==ds.labels[[3,1,3]].tolist()
-    assert torch.equal(plain(xb[0]), plain(x)) and torch.equal(plain(ds[:][0]), torch.stack([plain(ds[i][0]) for i in range(len(ds))]))
+    assert (type(xb) is TensorImageBW and type(yb) is TensorCategory
+            and xb.shape==(3,1,28,28) and plain(yb).tolist()==ds.labels[[3,1,3]].tolist())
+    assert (torch.equal(plain(xb[0]), plain(x))
+            and torch.equal(plain(ds[:][0]), torch.stack([plain(ds[i][0]) for i in range(len(ds))])))
     assert len(Digits(x8)[[0]])==1 # no labels, no second element
 
 def test_values_are_torchvisions_to_the_bit(sample):
@@ -257,7 +308,8 @@ def test_decode_is_the_inverse(sample):
     for ds in (sample.valid, Digits(x8, [3])):
         for i in range(min(50, len(ds))):
             img,label = ds.decode(ds[i])
-            assert type(img) is TensorImageBW and img.min()>=0 and img.max()<=1 and isinstance(label, Category) and label==str(int(ds.labels[i]))
+            assert (type(img) is TensorImageBW and img.min()>=0 and img.max()<=1
+                    and isinstance(label, Category) and label==str(int(ds.labels[i])))
             assert torch.equal(to_images(plain(img)), ds.images[i:i+1])
     img, = Digits(x8).decode(Digits(x8)[0])
     assert torch.equal(to_images(plain(img))[0], x8)
@@ -337,7 +389,8 @@ def test_one_seed_gives_the_same_batches(sample):
     random.seed(1); np.random.seed(1)
     assert epochs(dl, 5)==first # no other generator has a part in it
 
-@pytest.mark.skipif(sys.platform.startswith('linux') and not os.access('/dev/shm', os.W_OK), reason='workers need shared memory')
+@pytest.mark.skipif(sys.platform.startswith('linux') and not os.access('/dev/shm', os.W_OK),
+                    reason='workers need shared memory')
 @pytest.mark.parametrize('shuffle', [False,True])
 def test_workers(shuffle):
     n = 1000
@@ -380,8 +433,11 @@ def test_test_dl(sample):
         batches = list(dl)
         assert len(batches)==1 and len(batches[0])==1 and torch.equal(plain(batches[0][0]), want) and dl.n==5
     pairs = list(zip(x, y))
-    for dl in (dls.test_dl((x,y), with_labels=True), dls.test_dl(pairs, with_labels=True), dls.test_dl(L(pairs), with_labels=True),
-               dls.test_dl([(Image.fromarray(a.numpy()),int(b)) for a,b in pairs], with_labels=True), dls.test_dl(Digits(x, y)),
+    for dl in (dls.test_dl((x,y), with_labels=True),
+               dls.test_dl(pairs, with_labels=True),
+               dls.test_dl(L(pairs), with_labels=True),
+               dls.test_dl([(Image.fromarray(a.numpy()),int(b)) for a,b in pairs], with_labels=True),
+               dls.test_dl(Digits(x, y)),
                dls.test_dl(Digits(x, y), with_labels=True)):
         (xb,yb), = dl
         assert torch.equal(plain(xb), want) and torch.equal(plain(yb), y)
@@ -395,6 +451,7 @@ def test_test_dl_of_something_else(sample):
     with pytest.raises(ValueError, match='batch size'): dls.test_dl([x8], bs=0)
     with pytest.raises(ValueError, match='3 images'): dls.test_dl((torch.zeros(3,28,28), [1,2]), with_labels=True)
 
-@pytest.mark.parametrize('items', [[], [x8], x8, (x8,[1],2), [(x8,1),(x8,)], Digits(x8)], ids=lambda o: f'{type(o).__name__} {len(o)}')
+@pytest.mark.parametrize('items', [[], [x8], x8, (x8,[1],2), [(x8,1),(x8,)], Digits(x8)],
+                         ids=lambda o: f'{type(o).__name__} {len(o)}')
 def test_test_dl_with_labels_that_are_not_there(items, sample):
     with pytest.raises(ValueError, match='labels'): digit_dls(sample).test_dl(items, with_labels=True)

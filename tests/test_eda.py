@@ -6,7 +6,8 @@ from PIL import Image
 from mnist_fastai.data import Digits
 from mnist_fastai.eda import *
 
-def random_images(n, seed=0): return torch.randint(0, 256, (n,28,28), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+def random_images(n, seed=0):
+    return torch.randint(0, 256, (n,28,28), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 # --- counting
 
@@ -27,9 +28,13 @@ def test_by_class(sample):
 
 def test_by_class_refuses_what_has_no_labels_or_not_all(sample):
     with pytest.raises(ValueError, match='no labels'): by_class(Digits(random_images(3)))
-    with pytest.raises(ValueError, match='labelled 0 or 9:'): by_class(sample.train.subset((sample.train.labels>0) & (sample.train.labels<9)))
+    with pytest.raises(ValueError, match='labelled 0 or 9:'):
+        by_class(sample.train.subset((sample.train.labels>0) & (sample.train.labels<9)))
 
-@pytest.mark.parametrize('f', [mean_images, std_images, distance_to_mean, plot_ink, class_grid, lambda ds: NearestMean().fit(ds)])
+@pytest.mark.parametrize('f', [
+    mean_images, std_images, distance_to_mean, plot_ink, class_grid,
+    lambda ds: NearestMean().fit(ds),
+])
 def test_what_needs_all_ten_says_so(f, sample):
     with pytest.raises(ValueError, match='labelled 4:'): f(sample.valid.subset(sample.valid.labels!=4))
 
@@ -46,7 +51,8 @@ def test_to_points_takes_what_to_images_takes():
     p = to_points(x)
     assert p.shape==(3,784) and p.dtype==torch.float32
     torch.testing.assert_close(p, x.flatten(1)/255)
-    for o in (x.numpy(), x[:,None], [Image.fromarray(i.numpy()) for i in x], x/255): torch.testing.assert_close(to_points(o), p)
+    for o in (x.numpy(), x[:,None], [Image.fromarray(i.numpy()) for i in x], x/255):
+        torch.testing.assert_close(to_points(o), p)
     with pytest.raises(ValueError, match=r'\(n, 28, 28\)'): to_points(torch.zeros(3,32,32, dtype=torch.uint8))
 
 def test_to_points_leaves_its_input_alone():
@@ -94,7 +100,8 @@ def test_nearest_is_the_same_in_pieces(n, m, bs, seed):
 def test_nearest_agrees_with_sklearn(sample):
     from sklearn.neighbors import NearestNeighbors
     d,i = nearest(sample.valid.images, sample.train.images)
-    d2,i2 = NearestNeighbors(n_neighbors=1).fit(to_points(sample.train.images).numpy()).kneighbors(to_points(sample.valid.images).numpy())
+    d2,i2 = (NearestNeighbors(n_neighbors=1).fit(to_points(sample.train.images).numpy())
+             .kneighbors(to_points(sample.valid.images).numpy()))
     np.testing.assert_allclose(d, d2[:,0], atol=1e-3)
     assert (i.numpy()==i2[:,0]).mean()>.99
 
@@ -125,14 +132,18 @@ def test_show_digits_shows_every_image(n, ncols, rows):
     assert not any(ax.axison for ax in fig.axes) # those left over are empty, frames and all
 
 def test_show_digits_keeps_one_scale():
-    for x,top in ((random_images(1), 255), (random_images(1)//9, 255), (random_images(1)/2550, 1), (torch.zeros(784), 1)):
+    for x,top in ((random_images(1), 255),
+                  (random_images(1)//9, 255),
+                  (random_images(1)/2550, 1),
+                  (torch.zeros(784), 1)):
         im = show_digits(x)[0].images[0]
         assert im.get_clim()==(0,top) and im.get_cmap().name=='gray_r'
     assert show_digits(torch.zeros(784), vmin=-1, cmap='PuOr')[0].images[0].get_clim()==(-1,1)
 
 def test_show_digits_takes_tensors_and_names_what_it_cannot_show():
     x = random_images(2)
-    for o in (x, x[:,None], x.flatten(1), x.numpy(), x.float().requires_grad_()): assert len(show_digits(o, torch.tensor([3,4])))==2
+    for o in (x, x[:,None], x.flatten(1), x.numpy(), x.float().requires_grad_()):
+        assert len(show_digits(o, torch.tensor([3,4])))==2
     with pytest.raises(ValueError, match='2 images and 1 titles'): show_digits(x, ['a'])
     with pytest.raises(ValueError, match=r'not \(2, 32, 32\)'): show_digits(torch.zeros(2,32,32))
     with pytest.raises(ValueError, match='not 0'): show_digits(x[:0])

@@ -10,7 +10,8 @@ from joblib._parallel_backends import LokyBackend
 import mnist_fastai.experiments as ex
 from conftest import ctrl_c, repo
 from mnist_fastai.data import Mnist
-from mnist_fastai.experiments import environment, environment_diff, fingerprint, ablation, grids, read_results, reproduce, run_experiment, run_once
+from mnist_fastai.experiments import (
+    environment, environment_diff, fingerprint, ablation, grids, read_results, reproduce, run_experiment, run_once)
 from mnist_fastai.training import Recipe, evaluate, train
 
 pytestmark = pytest.mark.slow
@@ -19,7 +20,8 @@ tiny = Recipe('ImprovedNetwork', dict(sizes=(784,16,10)), epochs=2, bs=100)
 arms = dict(a=tiny, b=replace(tiny, lr=3e-3))
 
 @pytest.fixture(scope='module')
-def few(sample): return Mnist(sample.train.subset(slice(500)), sample.valid.subset(slice(200)), sample.test, sample.source)
+def few(sample):
+    return Mnist(sample.train.subset(slice(500)), sample.valid.subset(slice(200)), sample.test, sample.source)
 
 @pytest.fixture(scope='module')
 def made(few, tmp_path_factory):
@@ -44,10 +46,13 @@ def no_process(monkeypatch):
 def test_what_is_left_of_a_run(few):
     res,learn = run_once(tiny, 3, few),train(tiny, few, 3, 'cpu', quiet=True)
     e,h = evaluate(learn),learn.history.epochs
-    assert res['valid_accuracy']==pytest.approx(e['accuracy'], abs=1e-12) and res['valid_loss']==h.valid_loss.iloc[-1]==pytest.approx(e['loss'], rel=1e-6)
-    assert [o['epoch'] for o in res['history']]==[1,2] and [o['valid_loss'] for o in res['history']]==h.valid_loss.tolist()
+    assert (res['valid_accuracy']==pytest.approx(e['accuracy'], abs=1e-12)
+            and res['valid_loss']==h.valid_loss.iloc[-1]==pytest.approx(e['loss'], rel=1e-6))
+    assert ([o['epoch'] for o in res['history']]==[1,2]
+            and [o['valid_loss'] for o in res['history']]==h.valid_loss.tolist())
     probs = learn.get_preds()[0].as_subclass(torch.Tensor)
-    want = [[i, int(p.argmax()), round(float(p.max()), 3)] for i,p in enumerate(probs) if p.argmax()!=few.valid.labels[i]]
+    want = [[i, int(p.argmax()), round(float(p.max()), 3)]
+            for i,p in enumerate(probs) if p.argmax()!=few.valid.labels[i]]
     assert res['wrong']==want and want
     json.dumps(res, allow_nan=False)
 
@@ -97,9 +102,14 @@ def test_only_what_is_missing_is_made(copy, few, made, capsys):
     assert out.count('\n')==2 and '1 of 2  a, seed 3: ' in out and '2 of 2  b, seed 3: ' in out
 
 @pytest.mark.parametrize('change,said', [
-    (dict(recipe=dict(lr=.1)), 'lr 0.001 there, 0.1 here'), (dict(recipe=dict(kwargs=dict(sizes=(784,8,10)))), r'sizes \[784, 16, 10\] there'),
-    (dict(versions='torch'), 'torch .* there, 9.9 here'), (dict(versions='mnist_fastai'), 'mnist_fastai .* there, 9.9 here'), (dict(digits='0'*16), 'digits .* there, 0000000000000000 here'),
-    (dict(capability='NONE'), 'capability .* there, NONE here'), (dict(threads=7), 'threads 1 there, 7 here'), (dict(device='cuda'), 'device cpu there, cuda here')], ids=str)
+    (dict(recipe=dict(lr=.1)), 'lr 0.001 there, 0.1 here'),
+    (dict(recipe=dict(kwargs=dict(sizes=(784,8,10)))), r'sizes \[784, 16, 10\] there'),
+    (dict(versions='torch'), 'torch .* there, 9.9 here'),
+    (dict(versions='mnist_fastai'), 'mnist_fastai .* there, 9.9 here'),
+    (dict(digits='0'*16), 'digits .* there, 0000000000000000 here'),
+    (dict(capability='NONE'), 'capability .* there, NONE here'),
+    (dict(threads=7), 'threads 1 there, 7 here'),
+    (dict(device='cuda'), 'device cpu there, cuda here')], ids=str)
 def test_what_was_made_otherwise_is_not_used_in_silence(copy, few, made, no_process, monkeypatch, change, said):
     here = environment(few)
     if 'versions' in change: here['versions'] = here['versions'] | {change['versions']: '9.9'}
@@ -116,14 +126,26 @@ def test_replaced(copy, few, made):
     assert [len(o['history']) for o in runs]==[1,2,1,2] and runs[1]==made[1][1] and len(read_results(copy))==4
 
 @pytest.mark.parametrize('kwargs,said', [
-    (dict(arms={}), 'arms of a grid'), (dict(arms=dict(a='Network')), 'arms of a grid'), (dict(seeds=[]), 'different whole numbers'), (dict(seeds=[1,1]), 'different whole numbers'),
-    (dict(seeds=[-1]), 'different whole numbers'), (dict(seeds=['1']), 'different whole numbers'), (dict(stale='yes'), "stale is 'error'"), (dict(processes=0), 'processes')], ids=str)
+    (dict(arms={}), 'arms of a grid'),
+    (dict(arms=dict(a='Network')), 'arms of a grid'),
+    (dict(seeds=[]), 'different whole numbers'),
+    (dict(seeds=[1,1]), 'different whole numbers'),
+    (dict(seeds=[-1]), 'different whole numbers'),
+    (dict(seeds=['1']), 'different whole numbers'),
+    (dict(stale='yes'), "stale is 'error'"),
+    (dict(processes=0), 'processes')], ids=str)
 def test_bad_arguments(few, tmp_path, no_process, kwargs, said):
-    with pytest.raises(ValueError, match=said): run_experiment(**(dict(arms=arms, seeds=[1], path=tmp_path/'x.json', data=few) | kwargs))
+    with pytest.raises(ValueError, match=said):
+        run_experiment(**(dict(arms=arms, seeds=[1], path=tmp_path/'x.json', data=few) | kwargs))
     assert not list(tmp_path.iterdir())
 
-@pytest.mark.parametrize('content', ['', '{', '[]', '{"format":"other","runs":[]}', '{"format":"mnist_fastai experiment 1"}', '{"format":"mnist_fastai experiment 1","runs":[1]}',
-                                     '{"format":"mnist_fastai experiment 1","runs":[{"arm":"a"}]}', '\0\1'])
+@pytest.mark.parametrize('content', [
+    '', '{', '[]',
+    '{"format":"other","runs":[]}',
+    '{"format":"mnist_fastai experiment 1"}',
+    '{"format":"mnist_fastai experiment 1","runs":[1]}',
+    '{"format":"mnist_fastai experiment 1","runs":[{"arm":"a"}]}',
+    '\0\1'])
 def test_a_file_that_is_none(tmp_path, few, no_process, content):
     path = tmp_path/'x.json'
     path.write_text(content)
@@ -136,7 +158,9 @@ def test_a_file_that_is_not_there(tmp_path):
 
 def test_one_grid_at_a_time(copy, few):
     from filelock import FileLock
-    with FileLock(copy.with_name('.ab.json.lock')), pytest.raises(ValueError, match='Another process is running a grid into'): run_experiment(arms, [9], copy, few)
+    with (FileLock(copy.with_name('.ab.json.lock')),
+          pytest.raises(ValueError, match='Another process is running a grid into')):
+        run_experiment(arms, [9], copy, few)
 
 script = """
 import sys
@@ -173,7 +197,9 @@ def alive(pid):
 def test_killed_in_the_middle_and_gone_on_with(tmp_path, few, how):
     path,program = tmp_path/'ab.json',tmp_path/'grid.py'
     program.write_text(script)
-    p = subprocess.Popen([sys.executable, str(program), str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | dict(PYTHONPATH=str(repo)), **ctrl_c)
+    p = subprocess.Popen([sys.executable, str(program), str(path)],
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                         env=os.environ | dict(PYTHONPATH=str(repo)), **ctrl_c)
     for line in p.stdout:
         if '1 of 4' in line: break
     time.sleep(.5)
@@ -190,7 +216,8 @@ def test_killed_in_the_middle_and_gone_on_with(tmp_path, few, how):
     assert not any(map(alive, kids)) # not even where the one that started them had no time to end them
     assert sorted(os.listdir(tmp_path))==['.ab.json.lock','ab.json','grid.py']
     runs = run_experiment(dict(a=tiny), [1,2], path, few, quiet=True)
-    assert all(o in runs for o in finished) and len(runs)==len(read_results(path))==2 # finished runs were not made again
+    # finished runs were not made again
+    assert all(o in runs for o in finished) and len(runs)==len(read_results(path))==2
 
 def _die(*args): os._exit(9)
 
@@ -246,7 +273,8 @@ def test_a_machine_that_is_not_like_this_one(few, tmp_path, monkeypatch):
     here = environment(few) | dict(processor='another')
     monkeypatch.setattr(ex, 'environment', lambda data, device='cpu': here)
     path = tmp_path/'x.json'
-    with pytest.raises(ValueError, match='not like this one .*another here'): run_experiment(arms, [1], path, few, quiet=True)
+    with pytest.raises(ValueError, match='not like this one .*another here'):
+        run_experiment(arms, [1], path, few, quiet=True)
     assert not path.exists()
     runs = run_experiment(arms, [1], path, few, quiet=True, stale='keep')
     assert {o['processor'] for o in runs}=={ex.machine()['processor']} # each run says where it was made
@@ -260,12 +288,14 @@ def test_a_disk_that_is_full_loses_no_finished_run(copy, few, made, monkeypatch)
 
 def test_four_arms():
     a = ablation(p=.3, epochs=3, lr=.01)
-    assert list(a)==['neither','batchnorm','dropout','both'] and {o.epochs for o in a.values()}=={3} and {o.lr for o in a.values()}=={.01}
+    assert (list(a)==['neither','batchnorm','dropout','both']
+            and {o.epochs for o in a.values()}=={3} and {o.lr for o in a.values()}=={.01})
     assert [(o.kwargs['p'],o.kwargs['bn']) for o in a.values()]==[(0,False),(0,True),(.3,False),(.3,True)]
 
 def test_rerun(made, few, monkeypatch):
     table,said = reproduce(made[1], ['a'], [1,2], few, quiet=True)
-    assert table.equal.all() and (table.then==table.now).all() and said=='made in the same environment: equal, bit for bit'
+    assert (table.equal.all() and (table.then==table.now).all()
+            and said=='made in the same environment: equal, bit for bit')
     forged = [dict(o, valid_accuracy=.99) for o in made[1]]
     with pytest.raises(ValueError, match='came out differently'): reproduce(forged, ['a'], [1], few, quiet=True)
     elsewhere = [dict(o, capability='AVX2', valid_accuracy=.99) for o in made[1]]
@@ -285,7 +315,8 @@ def test_the_committed_grids(name):
         assert environment_diff(o, plan[o['arm']], {})==[] # the recipe in the file is the recipe of the grid
         assert o['source']=='mnist' and o['threads']==1 and o['valid_accuracy']==1-len(o['wrong'])/10_000
         assert len(o['history'])==plan[o['arm']].epochs and o['history'][-1]['valid_loss']==o['valid_loss']
-    assert len({json.dumps([o['versions'],o['capability'],o['processor'],o['digits']], sort_keys=True) for o in runs})==1
+    assert len({json.dumps([o['versions'],o['capability'],o['processor'],o['digits']], sort_keys=True)
+                for o in runs})==1
 
 def test_the_committed_digits(full):
     assert {o['digits'] for name in grids() for o in read_results(repo/'results'/f'{name}.json')}=={fingerprint(full)}
@@ -294,4 +325,5 @@ def test_two_seeds_of_two_arms_again(full):
     runs = read_results(repo/'results'/'epochs1.json')
     table,said = reproduce(runs, ['neither','both'], [1,2], full, quiet=True)
     print(said)
-    assert len(table)==4 and (abs(table.then-table.now)<.01).all() # and bit for bit where the environment is the same, or `reproduce` raises
+    # bit for bit, too, where the environment is the same, or `reproduce` raises
+    assert len(table)==4 and (abs(table.then-table.now)<.01).all()

@@ -17,7 +17,10 @@ posix = pytest.mark.skipif(os.name!='posix', reason='needs POSIX')
 
 def whole(root): return all(read_verified(root/'MNIST'/'raw'/o) is not None for o in FILES)
 def names(root): return sorted(o.name for o in (root/'MNIST'/'raw').iterdir() if o.name!='.lock')
-def replace(path, content): path.unlink(missing_ok=True); path.write_bytes(content) # never in place: it may be a link to another test's
+def replace(path, content):
+    # never in place: it may be a link to another test's
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
 
 def no_rubbish(root):
     "Nothing is in the cache but files and archives that are whole, and what was damaged before"
@@ -46,7 +49,8 @@ def test_root(monkeypatch, tmp_path):
 def fastai_home(monkeypatch, path):
     from fastai.data import external
     monkeypatch.setenv('FASTAI_HOME', str(path))
-    monkeypatch.setattr(external, 'fastai_cfg', external.fastai_cfg.__wrapped__) # the original remembers its first answer
+    # the original remembers its first answer
+    monkeypatch.setattr(external, 'fastai_cfg', external.fastai_cfg.__wrapped__)
 
 def test_root_is_fastais_data_folder_by_default(monkeypatch, tmp_path):
     monkeypatch.delenv('MNIST_FASTAI_ROOT')
@@ -66,7 +70,9 @@ def test_mirror_from_the_environment(monkeypatch, tmp_path):
     assert mnist_mirror()=='http://127.0.0.1:1/mnist/'
     assert mnist_mirror(tmp_path)==tmp_path # an argument wins
 
-@pytest.mark.parametrize('mirror', ['data/mnist', './mnist', 'ftp://127.0.0.1/mnist/', 'file:///mnist', 's3://mnist', 'mnist.example'])
+@pytest.mark.parametrize('mirror', [
+    'data/mnist', './mnist', 'ftp://127.0.0.1/mnist/', 'file:///mnist', 's3://mnist', 'mnist.example',
+])
 def test_mirror_that_is_neither_url_nor_absolute(mirror, tmp_path, serve):
     other = serve(503)
     MNIST.mirrors = [other.url]
@@ -136,13 +142,24 @@ def test_folder_mirror_with_a_fault_falls_through(archive, copy_root, tmp_path, 
     mnist_files(root, folder)
     assert good.transfers=={small+'.gz':1} and whole(root) and no_rubbish(root)
 
-faults = [(404,'404'), (503,'503'), ('html','what it sends is not train-images'), ('half','what it sends is not train-images'), ('endless','what it sends is not'),
-          ('silent','no answer within 0.3 seconds'), ('drip','less than 10 kB a second'), ('slow start','no answer within 0.3 seconds'), ('reset','')]
+faults = [
+    (404,'404'),
+    (503,'503'),
+    ('html','what it sends is not train-images'),
+    ('half','what it sends is not train-images'),
+    ('endless','what it sends is not'),
+    ('silent','no answer within 0.3 seconds'),
+    ('drip','less than 10 kB a second'),
+    ('slow start','no answer within 0.3 seconds'),
+    ('reset',''),
+]
 
 @pytest.mark.parametrize('how', [o for o,_ in faults] + ['refused', 'no URL', 'no port', 'not ascii'])
 def test_mirror_that_fails_falls_through(how, copy_root, serve, dead_url):
     bad,good = serve(how) if how in dict(faults) else None,serve()
-    url = bad.url if bad else {'refused':dead_url, 'no URL':'http://[::1', 'no port':'http://host:port/', 'not ascii':'http://127.0.0.1:1/ü/'}[how]
+    url = bad.url if bad else {
+        'refused':dead_url, 'no URL':'http://[::1', 'no port':'http://host:port/',
+        'not ascii':'http://127.0.0.1:1/ü/'}[how]
     MNIST.mirrors = [good.url]
     root = copy_root(small, small+'.gz')
     mnist_files(root, url, timeout=.3)
@@ -155,9 +172,11 @@ def test_every_failure_is_told(how, told, tmp_path, serve, request):
     bad,second = serve(how),serve(404)
     MNIST.mirrors = [second.url]
     with pytest.raises(Unreachable) as e: mnist_files(tmp_path/'root', bad.url, timeout=.3)
-    s = one_sentence(e, bad.url, second.url, told, '404', 'train-images-idx3-ubyte', 'MNIST_FASTAI_MIRROR', 'MNIST_FASTAI_SAMPLE=1')
+    s = one_sentence(e, bad.url, second.url, told, '404', 'train-images-idx3-ubyte',
+                     'MNIST_FASTAI_MIRROR', 'MNIST_FASTAI_SAMPLE=1')
     assert s.index(bad.url)<s.index(second.url)
-    assert not re.search(re.escape(bad.url) + r'[^:]*: *[;)]', s) # each has a reason, even where the exception has no text
+    # each has a reason, even where the exception has no text
+    assert not re.search(re.escape(bad.url) + r'[^:]*: *[;)]', s)
     assert names(tmp_path/'root')==[]
 
 def test_control_characters_of_a_server_stay_out_of_messages(tmp_path, serve, capfd):
@@ -166,7 +185,9 @@ def test_control_characters_of_a_server_stay_out_of_messages(tmp_path, serve, ca
     assert '404' in one_sentence(e) and str(e.value).isprintable()
     assert all(o.isprintable() for o in capfd.readouterr().err.splitlines())
 
-@pytest.mark.parametrize('mirror', ['http://me:secret@127.0.0.1:1/mnist/', 'https://me:secret@host', 'http://secret@host/'])
+@pytest.mark.parametrize('mirror', [
+    'http://me:secret@127.0.0.1:1/mnist/', 'https://me:secret@host', 'http://secret@host/',
+])
 def test_a_mirror_with_a_password(mirror, tmp_path, capfd):
     with pytest.raises(DataError, match='is not supported') as e: mnist_files(tmp_path/'root', mirror)
     assert not isinstance(e.value, Unreachable) and not (tmp_path/'root').exists()
@@ -177,7 +198,8 @@ def test_a_password_that_breaks_the_url(tmp_path, capfd, monkeypatch):
     monkeypatch.delenv('http_proxy')
     install_opener(None) # the one in use remembers the proxy
     try:
-        with pytest.raises(Unreachable) as e: mnist_files(tmp_path/'root', 'http://me:sec/ret@127.0.0.1:1/mnist/', timeout=5)
+        with pytest.raises(Unreachable) as e:
+            mnist_files(tmp_path/'root', 'http://me:sec/ret@127.0.0.1:1/mnist/', timeout=5)
     finally: install_opener(None)
     said = one_sentence(e, 'not a valid URL') + capfd.readouterr().err
     assert not [o for o in ('sec/','ret@',"'sec'") if o in said]
@@ -204,7 +226,8 @@ def test_socket_timeout_is_put_back(how, copy_root, tmp_path, serve):
     try:
         if how=='works': mnist_files(copy_root(small, small+'.gz'), serve().url, timeout=5)
         else:
-            with pytest.raises(Unreachable): mnist_files(tmp_path/'root', serve(404 if how=='404' else how).url, timeout=.3)
+            with pytest.raises(Unreachable):
+                mnist_files(tmp_path/'root', serve(404 if how=='404' else how).url, timeout=.3)
         assert socket.getdefaulttimeout()==77
     finally: socket.setdefaulttimeout(before)
 
@@ -220,7 +243,8 @@ def test_all_dead_gives_the_sample_and_one_line(tmp_path, dead_url, serve, capsy
 @pytest.mark.parametrize('how', ['argument','environment'])
 def test_all_dead_and_the_sample_refused(how, tmp_path, dead_url, monkeypatch, capsys):
     if how=='environment': monkeypatch.setenv('MNIST_FASTAI_SAMPLE', '0')
-    with pytest.raises(Unreachable) as e: load_mnist(tmp_path/'root', dead_url, sample=False if how=='argument' else None, timeout=.3)
+    with pytest.raises(Unreachable) as e:
+        load_mnist(tmp_path/'root', dead_url, sample=False if how=='argument' else None, timeout=.3)
     one_sentence(e, dead_url, 'refused')
     assert capsys.readouterr().out==''
 
@@ -231,8 +255,11 @@ def spoil(path, how):
     good = path.read_bytes()
     head = 16 if 'images' in path.name else 8
     content,told = dict(
-        empty=(b'', 'is empty'), truncated=(good[:-1], 'truncated'), long=(good+b'0', 'too long'),
-        html=(b'\n<!DOCTYPE html><html>404</html>', 'web page'), forged=(good[:head] + bytes(len(good)-head), 'SHA-256'),
+        empty=(b'', 'is empty'),
+        truncated=(good[:-1], 'truncated'),
+        long=(good+b'0', 'too long'),
+        html=(b'\n<!DOCTYPE html><html>404</html>', 'web page'),
+        forged=(good[:head] + bytes(len(good)-head), 'SHA-256'),
         one_bit=(good[:100] + bytes([good[100]^1]) + good[101:], 'SHA-256'))[how]
     replace(path, content)
     return content,told
@@ -278,7 +305,8 @@ def test_damaged_file_and_no_mirror(how, copy_root, dead_url):
     path = root/'MNIST'/'raw'/small
     content,told = spoil(path, how)
     for _ in range(2): # the second call says the same
-        with pytest.raises(DataError) as e: load_mnist(root, dead_url, timeout=.3) # the sample is allowed, and would hide it
+        # the sample is allowed, and would hide it
+        with pytest.raises(DataError) as e: load_mnist(root, dead_url, timeout=.3)
         assert not isinstance(e.value, Unreachable)
         one_sentence(e, path, told, dead_url, 'MNIST_FASTAI_MIRROR', 'MNIST_FASTAI_SAMPLE=1')
         assert path.read_bytes()==content
@@ -308,7 +336,8 @@ def test_folders_in_the_way(content, copy_root, serve):
     before,_ = spoil(raw/small, 'html')
     mnist_files(root, good.url)
     assert whole(root) and (raw/f'{small}.damaged3').read_bytes()==before
-    for name in f'{small}.gz.damaged',f'{small}.damaged',f'{small}.damaged2': assert [o.name for o in (raw/name).iterdir()]==content
+    for name in f'{small}.gz.damaged',f'{small}.damaged',f'{small}.damaged2':
+        assert [o.name for o in (raw/name).iterdir()]==content
 
 def test_a_folder_in_the_place_of_a_file_twice(copy_root):
     root = copy_root()
@@ -349,8 +378,8 @@ print(sum(map(len, mnist_files(sys.argv[1], sys.argv[2]).values())))
 """
 
 def start(root, mirror):
-    return subprocess.Popen([sys.executable, '-c', fetch, str(root), str(mirror)], cwd=repo, text=True, stdin=subprocess.PIPE,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **ctrl_c)
+    return subprocess.Popen([sys.executable, '-c', fetch, str(root), str(mirror)], cwd=repo, text=True,
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **ctrl_c)
 
 def go(*ps):
     "Let processes that were started begin to fetch, all at once"
@@ -389,7 +418,10 @@ def test_interrupted_download(tmp_path, serve):
 
 @pytest.mark.slow
 def test_two_processes_at_once(tmp_path, serve):
-    "On a root that holds one damaged file and nothing else; the slower one must not set aside what the faster one has put there"
+    """On a root that holds one damaged file and nothing else.
+
+    The slower one must not set aside what the faster one has put there.
+    """
     mirror,raw = serve(),tmp_path/'root'/'MNIST'/'raw'
     raw.mkdir(parents=True)
     (raw/small).write_bytes(b'damaged')
@@ -408,8 +440,10 @@ def held(tmp_path):
     "A root into which another process is fetching, and that process; it ends when a line is written to it"
     raw = tmp_path/'root'/'MNIST'/'raw'
     raw.mkdir(parents=True)
-    code = "import sys; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); sys.stdin.readline()"
-    p = subprocess.Popen([sys.executable, '-c', code, str(raw/'.lock')], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    code = ("import sys; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); "
+            "print('held', flush=True); sys.stdin.readline()")
+    p = subprocess.Popen([sys.executable, '-c', code, str(raw/'.lock')],
+                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert p.stdout.readline()=='held\n'
     yield tmp_path/'root',p
     if p.poll() is None: p.communicate('\n', timeout=30)
@@ -509,7 +543,8 @@ def test_full_disk(kind, limit, tmp_path, archives, serve):
     MNIST.mirrors = [other.url]
     with full_disk(limit), pytest.raises(DataError) as e: load_mnist(tmp_path/'root', mirror)
     assert not isinstance(e.value, Unreachable) and not other.requests # another mirror would not help
-    one_sentence(e, tmp_path/'root', 'cannot be written to (File too large)', 'make room', 'MNIST_FASTAI_ROOT', 'MNIST_FASTAI_SAMPLE=1')
+    one_sentence(e, tmp_path/'root', 'cannot be written to (File too large)', 'make room',
+                 'MNIST_FASTAI_ROOT', 'MNIST_FASTAI_SAMPLE=1')
     assert names(tmp_path/'root')==[]
 
 @posix

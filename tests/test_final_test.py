@@ -40,7 +40,9 @@ def few(sample): return Mnist(sample.train.subset(slice(200)), sample.valid.subs
 @pytest.fixture
 def stranger(few, tmp_path):
     "A network trained on the sample"
-    return save_network(train(Recipe('Network', dict(sizes=(784,16,10)), epochs=1), few, device='cpu', quiet=True), tmp_path/'stranger.pth')
+    return save_network(
+        train(Recipe('Network', dict(sizes=(784,16,10)), epochs=1), few, device='cpu', quiet=True),
+        tmp_path/'stranger.pth')
 
 def refuse(path, log, *parts, err=ValueError, **kwargs):
     "One sentence, and a log that is as it was"
@@ -56,7 +58,8 @@ def refuse(path, log, *parts, err=ValueError, **kwargs):
 def test_the_first_evaluation(nets, log, full, capsys):
     res = final_test(nets[0], log, data=full)
     said, = capsys.readouterr().out.splitlines()
-    assert said.startswith(f'{nets[0]}: test accuracy {100*res["accuracy"]:.2f} %') and said.endswith(f'logged in {log}.')
+    assert (said.startswith(f'{nets[0]}: test accuracy {100*res["accuracy"]:.2f} %')
+            and said.endswith(f'logged in {log}.'))
     net = load_network(nets[0])
     dls = digit_dls(full, device='cpu')
     want = evaluate(net, 'test', dls)
@@ -68,8 +71,10 @@ def test_the_first_evaluation(nets, log, full, capsys):
         assert (i in wrong)==(p[i].argmax().item()!=full.test.labels[i].item())
         if i in wrong: assert wrong[i]==(p[i].argmax().item(), round(p[i].max().item(), 4))
     entry, = read_log(log)
-    assert {**entry, 'logged': True, 'differ': 0}==res and entry['file']=='Network.pth' and entry['card']=={k: net.card[k] for k in ('arch','seed','recipe')}
-    assert entry['threads']==torch.get_num_threads() and entry['versions']['python'] and entry['device']=='cpu' and entry['cpu'] and entry['when'].endswith('+00:00')
+    assert ({**entry, 'logged': True, 'differ': 0}==res and entry['file']=='Network.pth'
+            and entry['card']=={k: net.card[k] for k in ('arch','seed','recipe')})
+    assert (entry['threads']==torch.get_num_threads() and entry['versions']['python']
+            and entry['device']=='cpu' and entry['cpu'] and entry['when'].endswith('+00:00'))
 
 def test_a_second_evaluation_writes_nothing(logged, nets, full, capsys):
     before,stat = logged.read_bytes(),logged.stat()
@@ -81,7 +86,8 @@ def test_a_second_evaluation_writes_nothing(logged, nets, full, capsys):
             assert not res['logged'] and res['differ']==0 and 'nothing was written' in said and str(logged) in said
     moved = nets[0].rename(nets[0].with_name('other name.pth')) # it is known by what is in it
     assert final_test(moved, logged, data=full)['file']=='Network.pth'
-    assert logged.read_bytes()==before and logged.stat().st_mtime_ns==stat.st_mtime_ns and [o['file'] for o in read_log(logged)]==['Network.pth','ImprovedNetwork.pth']
+    assert (logged.read_bytes()==before and logged.stat().st_mtime_ns==stat.st_mtime_ns
+            and [o['file'] for o in read_log(logged)]==['Network.pth','ImprovedNetwork.pth'])
 
 def test_a_second_evaluation_leaves_no_lock(logged, nets, full):
     (logged.parent/f'.{logged.name}.lock').unlink(missing_ok=True)
@@ -110,7 +116,8 @@ def test_a_log_that_says_otherwise(logged, nets, full, change):
     if change=='said':
         for w in o['wrong'][:3]: w[1] = (w[1]+1)%10
     logged.write_text(json.dumps(d))
-    refuse(nets[0], logged, nets[0], f'predicts {3 if change in ("wrong","said") else 0} of 10,000', 'the log was changed', data=full)
+    refuse(nets[0], logged, nets[0], f'predicts {3 if change in ("wrong","said") else 0} of 10,000',
+           'the log was changed', data=full)
     assert final_test(nets[1], logged, data=full)['differ']==0
 
 def test_two_predictions_may_differ(logged, nets, full):
@@ -141,7 +148,8 @@ def test_a_new_log_is_where_it_is_found_again(nets, tmp_path, monkeypatch):
     for o in trained,other: o.mkdir(parents=True)
     path = nets[0].rename(trained/'net.pth')
     monkeypatch.chdir(project)
-    assert find_log(path)==find_log('a/trained/net.pth')==project/default_log # the current folder, if it is above the checkpoint
+    # the current folder, if it is above the checkpoint
+    assert find_log(path)==find_log('a/trained/net.pth')==project/default_log
     monkeypatch.chdir(other)
     assert find_log(path)==trained/default_log # else beside the checkpoint
     for folder in project,trained:
@@ -179,8 +187,17 @@ def test_a_checkpoint_that_is_not_logged(nets, log, full):
     final_test(nets[0], log, data=full)
     refuse(nets[1], log, f'is not in {log}', verify=True)
 
-@pytest.mark.parametrize('text', ['', '{"format": "mnist_fastai final test 1", "looks": [', '[]', '{}', '{"format": "mnist_fastai final test 1", "looks": {}}', '{"format": "other", "looks": []}',
-    '{"format": "mnist_fastai final test 1", "looks": [{"sha256": "0"}]}', '"x"', '\xff'])
+@pytest.mark.parametrize('text', [
+    '',
+    '{"format": "mnist_fastai final test 1", "looks": [',
+    '[]',
+    '{}',
+    '{"format": "mnist_fastai final test 1", "looks": {}}',
+    '{"format": "other", "looks": []}',
+    '{"format": "mnist_fastai final test 1", "looks": [{"sha256": "0"}]}',
+    '"x"',
+    '\xff',
+])
 def test_a_damaged_log(nets, log, text):
     log.parent.mkdir()
     log.write_bytes(text.encode('latin1'))
@@ -198,7 +215,8 @@ def test_a_folder_that_cannot_be_written(nets, full, tmp_path):
     for o in [tmp_path, *tmp_path.parents]:
         if 'pytest' in o.as_posix(): os.chmod(o, 0o755) # so that somebody else gets as far as the folder
     with unprivileged():
-        for log in folder/'log.json', folder/'new'/'log.json': refuse(nets[0], log, f'{log} cannot be written (Permission denied)', err=OSError, data=full)
+        for log in folder/'log.json', folder/'new'/'log.json':
+            refuse(nets[0], log, f'{log} cannot be written (Permission denied)', err=OSError, data=full)
     assert list(folder.iterdir())==[]
 
 @posix
@@ -242,7 +260,9 @@ def test_the_command(nets, log, full, monkeypatch, capsys, tmp_path):
     def run(*args): return main([*args, '--log', str(log)]),*(o.splitlines() for o in capsys.readouterr())
     assert run(*paths, '--verify')[0]==1 and not log.exists()
     code,out,err = run(paths[0], str(tmp_path/'none.pth'), paths[1])
-    assert code==1 and len(out)==2 and len(err)==1 and err[0].startswith('mnist_final_test: ') and 'none.pth cannot be read' in err[0] # the others are evaluated
+    # the others are evaluated
+    assert (code==1 and len(out)==2 and len(err)==1 and err[0].startswith('mnist_final_test: ')
+            and 'none.pth cannot be read' in err[0])
     code,out,err = run(*paths, '--verify')
     assert code==0 and err==[] and all('nothing was written' in o for o in out) and len(read_log(log))==2
     log.write_text('{')
@@ -262,13 +282,17 @@ def test_stopped(monkeypatch, capsys, nets, log):
 
 def test_an_import_that_fails(nets):
     for module in 'mnist_fastai.data','torch':
-        r = run_python(f"import sys; sys.modules['{module}'] = None; from mnist_fastai.final_test import main; sys.exit(main(sys.argv[1:]))", nets[0])
-        assert r.returncode==1 and r.stderr.startswith('mnist_final_test: ') and module in r.stderr and r.stderr.count('\n')==1, r.stderr
+        r = run_python(f"import sys; sys.modules['{module}'] = None; from mnist_fastai.final_test import main; "
+                       "sys.exit(main(sys.argv[1:]))", nets[0])
+        assert (r.returncode==1 and r.stderr.startswith('mnist_final_test: ') and module in r.stderr
+                and r.stderr.count('\n')==1), r.stderr
 
 @pytest.mark.slow
 def test_mnist_train_writes_no_log(tmp_path):
     env = {k: v for k,v in os.environ.items() if not k.startswith('MNIST_FASTAI_')} | dict(PYTHONPATH=str(repo))
     args = ['--sample', '--epochs', '1', '--batch-size', '2000', '--networks', 'Network', '--out', 'mine']
-    p = subprocess.run([sys.executable, '-m', 'mnist_fastai.cli', *args], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    p = subprocess.run([sys.executable, '-m', 'mnist_fastai.cli', *args], cwd=tmp_path, env=env,
+                       capture_output=True, text=True, timeout=300)
     assert p.returncode==0, p.stderr
-    assert {o.name for o in tmp_path.iterdir()}=={'mine'} and not [o for o in (tmp_path/'mine').iterdir() if 'final' in o.name]
+    assert ({o.name for o in tmp_path.iterdir()}=={'mine'}
+            and not [o for o in (tmp_path/'mine').iterdir() if 'final' in o.name])

@@ -1,7 +1,7 @@
 """Every term is bold once, where it is defined; the glossary has it with that lesson; and no lesson uses it before
 
-Code, formulas, comments, headings (which name what comes below them) and the first cell of a lesson are not read, nor is
-the one-page notebook, which explains as it goes."""
+Code, formulas, comments, headings (which name what comes below them) and the first cell of a lesson are not read.
+Nor is the one-page notebook, which explains as it goes."""
 import json, re
 
 import pytest
@@ -26,7 +26,9 @@ def plain(s):
     "Markdown without what is not prose, of the same length so that positions stay"
     blank = lambda m: ' '*len(m[0])
     s = re.sub(r'^#+ .*$', blank, s, flags=re.M)
-    for o in (r'```.*?```', r'<!--.*?-->', r'<[^>\n]+>', r'\$\$.*?\$\$', r'\$[^$\n]+\$', r'`[^`]*`', r'(?<=\])\([^)]*\)'): s = re.sub(o, blank, s, flags=re.S)
+    for o in (r'```.*?```', r'<!--.*?-->', r'<[^>\n]+>', r'\$\$.*?\$\$', r'\$[^$\n]+\$', r'`[^`]*`',
+              r'(?<=\])\([^)]*\)'):
+        s = re.sub(o, blank, s, flags=re.S)
     return s
 
 def forward(s):
@@ -47,7 +49,9 @@ def pattern(term):
     return re.compile(rf'(?<![\w-]){plural}(?![\w-])', 0 if term[0].isupper() else re.I)
 
 def faults(notebooks, terms):
-    "What is wrong, in sentences. `notebooks`: name and content in the order of reading; `terms`: as `read_glossary` gives them"
+    """What is wrong, in sentences
+
+    `notebooks`: name and content in the order of reading; `terms`: as `read_glossary` gives them"""
     res,defined = [],{}
     for n,(name,nb) in enumerate(notebooks):
         for i,s in prose(nb):
@@ -55,17 +59,21 @@ def faults(notebooks, terms):
                 term = ' '.join(m[1].split())
                 key = next((o for o in terms if pattern(o).fullmatch(term)), None)
                 if key is None: res.append(f'{name}, cell {i}: **{term}** is bold and not in the glossary')
-                elif key in defined: res.append(f'{name}, cell {i}: **{term}** is bold again, after {notebooks[defined[key][0]][0]}')
+                elif key in defined:
+                    res.append(f'{name}, cell {i}: **{term}** is bold again, after {notebooks[defined[key][0]][0]}')
                 else:
                     defined[key] = n,i,m.start()
-                    if terms[key]!=name: res.append(f'{name}: defines {term!r}, which the glossary gives to {terms[key]}')
+                    if terms[key]!=name:
+                        res.append(f'{name}: defines {term!r}, which the glossary gives to {terms[key]}')
     res += [f'{o!r} of the glossary is bold in no lesson' for o in terms if o not in defined]
     for n,(name,nb) in enumerate(notebooks):
         for i,s in prose(nb):
             for term in sorted(terms, key=len, reverse=True): # the longest first: "training step" is not "step"
                 if term not in defined: continue
                 for m in pattern(term).finditer(s):
-                    if (n,i,m.end())<defined[term]: res.append(f'{name}, cell {i}: uses {m[0]!r} before {notebooks[defined[term][0]][0]} defines it')
+                    if (n,i,m.end())<defined[term]:
+                        res.append(f'{name}, cell {i}: '
+                                   f'uses {m[0]!r} before {notebooks[defined[term][0]][0]} defines it')
                 s = pattern(term).sub(lambda m: ' '*len(m[0]), s)
     return res
 
@@ -76,17 +84,26 @@ def test_the_lessons():
 
 # --- each kind of fault, on a made-up lesson
 
-def nb(*cells): return dict(cells=[dict(cell_type='markdown', source=s) for s in ('# Title\n\nUses gradient at will', *cells)])
+def nb(*cells):
+    return dict(cells=[dict(cell_type='markdown', source=s)
+                       for s in ('# Title\n\nUses gradient at will', *cells)])
 
-good = [('01_a', nb('The **loss** is a number.', '## A gradient\n\nA `gradient` in code, $gradient$, <!-- gradient -->, [*gradient*](02_b.ipynb) and a loss.')), ('02_b', nb('Its **gradient**', 'Two gradients, a **mini-batch**, and mini batches.'))]
+good = [
+    ('01_a', nb('The **loss** is a number.',
+                '## A gradient\n\n'
+                'A `gradient` in code, $gradient$, <!-- gradient -->, [*gradient*](02_b.ipynb) and a loss.')),
+    ('02_b', nb('Its **gradient**', 'Two gradients, a **mini-batch**, and mini batches.'))]
 terms = {'loss':'01_a', 'gradient':'02_b', 'mini-batch':'02_b'}
 
 def test_a_good_course(): assert faults(good, terms)==[]
 
 @pytest.mark.parametrize('lesson,cell,says', [
-    (0, 'The gradient is coming.', "uses 'gradient' before 02_b defines it"), (0, 'All Gradients.', "uses 'Gradients' before 02_b"),
-    (0, 'A mini batch.', "uses 'mini batch' before"), (1, 'The **loss** again.', 'is bold again, after 01_a'),
-    (1, 'Not **important**.', 'is bold and not in the glossary'), (0, 'An early **mini-batch**.', 'which the glossary gives to 02_b'),
+    (0, 'The gradient is coming.', "uses 'gradient' before 02_b defines it"),
+    (0, 'All Gradients.', "uses 'Gradients' before 02_b"),
+    (0, 'A mini batch.', "uses 'mini batch' before"),
+    (1, 'The **loss** again.', 'is bold again, after 01_a'),
+    (1, 'Not **important**.', 'is bold and not in the glossary'),
+    (0, 'An early **mini-batch**.', 'which the glossary gives to 02_b'),
     (0, 'In italics without a link: *gradient*.', "uses 'gradient' before")])
 def test_faults(lesson, cell, says):
     course = json.loads(json.dumps(good))
@@ -94,13 +111,17 @@ def test_faults(lesson, cell, says):
     found = faults(course, terms)
     assert found and any(says in o for o in found), found
 
-def test_a_term_that_no_lesson_defines(): assert faults(good, terms | {'tensor':'01_a'})==["'tensor' of the glossary is bold in no lesson"]
+def test_a_term_that_no_lesson_defines():
+    assert faults(good, terms | {'tensor':'01_a'})==["'tensor' of the glossary is bold in no lesson"]
 
 def test_longer_terms_hide_shorter_ones():
     course = [('01_a', nb('A **learning rate finder** is a tool.')), ('02_b', nb('The **learning rate** is a number.'))]
     assert faults(course, {'learning rate finder':'01_a', 'learning rate':'02_b'})==[]
 
-@pytest.mark.parametrize('text', ['- **a**: No link.', '- **b**: B. [Lesson 2](02_b.ipynb)\n- **a**: A. [Lesson 1](01_a.ipynb)',
-                                  '- **a**: A. [Lesson 1](01_a.ipynb)\n- **a**: A. [Lesson 1](01_a.ipynb)', '- **a**: A. [Lesson 3](01_a.ipynb)'])
+@pytest.mark.parametrize('text', [
+    '- **a**: No link.',
+    '- **b**: B. [Lesson 2](02_b.ipynb)\n- **a**: A. [Lesson 1](01_a.ipynb)',
+    '- **a**: A. [Lesson 1](01_a.ipynb)\n- **a**: A. [Lesson 1](01_a.ipynb)',
+    '- **a**: A. [Lesson 3](01_a.ipynb)'])
 def test_a_glossary_that_is_none(text):
     with pytest.raises(AssertionError): read_glossary(text)

@@ -25,7 +25,10 @@ def saved(im, form, **kwargs):
 def png(w, h, depth=8, body=b''):
     "A PNG whose header asks for (w, h)"
     def chunk(kind, body): return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind+body))
-    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, depth, 0, 0, 0, 0)) + chunk(b'IDAT', zlib.compress(body)) + chunk(b'IEND', b'')
+    return (b'\x89PNG\r\n\x1a\n'
+            + chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, depth, 0, 0, 0, 0))
+            + chunk(b'IDAT', zlib.compress(body))
+            + chunk(b'IEND', b''))
 
 want = np.asarray(drawn(), float)
 def near(im, most=6):
@@ -35,13 +38,20 @@ def near(im, most=6):
 
 # --- what is opened
 
-@pytest.mark.parametrize('form,kwargs', [('PNG',{}), ('JPEG',dict(quality=90)), ('GIF',{}), ('BMP',{}), ('TIFF',{}), ('TIFF',dict(compression='tiff_lzw')), ('WEBP',dict(quality=90)), ('PPM',{})])
+@pytest.mark.parametrize('form,kwargs', [
+    ('PNG',{}), ('JPEG',dict(quality=90)), ('GIF',{}), ('BMP',{}),
+    ('TIFF',{}), ('TIFF',dict(compression='tiff_lzw')), ('WEBP',dict(quality=90)), ('PPM',{}),
+])
 def test_formats(form, kwargs, tmp_path):
     raw = saved(drawn(), form, **kwargs)
     (tmp_path/'a name that says nothing').write_bytes(raw)
-    for source in (raw, bytearray(raw), memoryview(raw), tmp_path/'a name that says nothing', str(tmp_path/'a name that says nothing')): assert near(open_picture(source))
+    for source in (raw, bytearray(raw), memoryview(raw),
+                   tmp_path/'a name that says nothing', str(tmp_path/'a name that says nothing')):
+        assert near(open_picture(source))
 
-@pytest.mark.parametrize('mode', ['1','L','P','RGB','RGBA','CMYK','YCbCr','LAB','HSV','LA','PA','I','F','I;16','RGBa','La'])
+@pytest.mark.parametrize('mode', [
+    '1','L','P','RGB','RGBA','CMYK','YCbCr','LAB','HSV','LA','PA','I','F','I;16','RGBa','La',
+])
 def test_modes(mode):
     im = drawn()
     if mode=='I;16': im = Image.fromarray(np.asarray(im).astype(np.uint16)*257)
@@ -56,7 +66,9 @@ def test_modes(mode):
 def test_arrays_and_tensors():
     x = np.asarray(drawn())
     rgb = np.dstack([x]*3)
-    for o in (x, x/255, (x/255).astype(np.float32), x>0, x.astype(np.uint16)*257, x[...,None], rgb, np.moveaxis(rgb, 2, 0), np.dstack([rgb, np.full_like(x, 255)]), np.asfortranarray(x), x[::-1][::-1]):
+    for o in (x, x/255, (x/255).astype(np.float32), x>0, x.astype(np.uint16)*257, x[...,None],
+              rgb, np.moveaxis(rgb, 2, 0), np.dstack([rgb, np.full_like(x, 255)]),
+              np.asfortranarray(x), x[::-1][::-1]):
         assert near(open_picture(o)), (o.shape, o.dtype)
         if o.dtype!=np.uint16: assert near(open_picture(torch.tensor(np.ascontiguousarray(o)))), o.dtype
     assert near(open_picture(torch.tensor(x)[None].half()/255))
@@ -64,18 +76,22 @@ def test_arrays_and_tensors():
 @pytest.mark.parametrize('bits', [16, 12, 32])
 def test_deep_pixels(bits):
     x = np.asarray(drawn()).astype(np.int64)
-    im = Image.fromarray((x*257).astype(np.uint16)) if bits==16 else Image.fromarray((x*16).astype(np.uint16)) if bits==12 else Image.fromarray(x.astype(np.int32))
+    im = (Image.fromarray((x*257).astype(np.uint16)) if bits==16
+          else Image.fromarray((x*16).astype(np.uint16)) if bits==12
+          else Image.fromarray(x.astype(np.int32)))
     got = np.asarray(open_picture(saved(im, 'PNG' if bits!=32 else 'TIFF')), float)
     assert got[45,100]>got[20,60] # paper is lighter than ink, whatever the unit
     if bits!=12: assert np.abs(got-want).max()<=2
 
 @pytest.mark.parametrize('turn', range(1,9))
 def test_the_camera_says_which_way_is_up(turn):
-    undo = {2:Image.FLIP_LEFT_RIGHT, 3:Image.ROTATE_180, 4:Image.FLIP_TOP_BOTTOM, 5:Image.TRANSPOSE, 6:Image.ROTATE_90, 7:Image.TRANSVERSE, 8:Image.ROTATE_270}
+    undo = {2:Image.FLIP_LEFT_RIGHT, 3:Image.ROTATE_180, 4:Image.FLIP_TOP_BOTTOM, 5:Image.TRANSPOSE,
+            6:Image.ROTATE_90, 7:Image.TRANSVERSE, 8:Image.ROTATE_270}
     exif = Image.Exif()
     exif[0x0112] = turn
     lying = drawn().transpose(undo[turn]) if turn in undo else drawn()
-    for form in ('JPEG','PNG','WEBP','TIFF'): assert near(open_picture(saved(lying.convert('RGB'), form, exif=exif))), form
+    for form in ('JPEG','PNG','WEBP','TIFF'):
+        assert near(open_picture(saved(lying.convert('RGB'), form, exif=exif))), form
 
 def test_large_photos_are_turned_too():
     exif = Image.Exif()
@@ -150,7 +166,8 @@ def test_bytes_that_are_no_picture():
     refused(b'', 'is empty')
     refused(b'a seven', 'not a picture in a format')
     refused(b'<html>please log in</html>', 'not a picture in a format')
-    refused(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 30 30\n', 'not a picture in a format') # would be run by a program
+    # would be run by a program
+    refused(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 30 30\n', 'not a picture in a format')
     refused(b'\0\0\0\x18ftypheic\0\0\0\0mif1heic', 'save it as JPEG')
 
 @pytest.mark.parametrize('form', ['PNG','JPEG','GIF','BMP','TIFF','WEBP','PPM'])
@@ -180,8 +197,11 @@ def test_phone_photos_are_admitted():
     assert max(im.size)<=2048
 
 def test_wrong_arrays():
-    for o in (np.zeros(9), np.zeros((2,3,4,5)), np.zeros((9,9,7)), np.zeros((0,9)), np.zeros((9,9,0))): refused(o, 'A picture is')
-    for o in (np.full((9,9), 2.), np.full((9,9), -1.), np.full((9,9), np.nan), np.zeros((9,9), np.int64), np.zeros((9,9), complex), np.zeros((9,9), object)): refused(o, 'pixels are')
+    for o in (np.zeros(9), np.zeros((2,3,4,5)), np.zeros((9,9,7)), np.zeros((0,9)), np.zeros((9,9,0))):
+        refused(o, 'A picture is')
+    for o in (np.full((9,9), 2.), np.full((9,9), -1.), np.full((9,9), np.nan),
+              np.zeros((9,9), np.int64), np.zeros((9,9), complex), np.zeros((9,9), object)):
+        refused(o, 'pixels are')
     refused(None, 'A picture is')
     refused(7, 'A picture is')
     refused({}, 'A picture is')

@@ -29,7 +29,8 @@ def test_the_recipes_are_the_best_of_the_search():
         assert best=={k: str(r.kwargs.get('p', '') if k=='p' else getattr(r, k)) for k in keys}
 
 @pytest.fixture(scope='module')
-def learns(sample): return {k: train(replace(r, epochs=1), sample, seed=1, device='cpu', quiet=True) for k,r in two.items()}
+def learns(sample):
+    return {k: train(replace(r, epochs=1), sample, seed=1, device='cpu', quiet=True) for k,r in two.items()}
 
 def test_compare(learns):
     table = summarize(learns, ('valid','test'))
@@ -37,7 +38,8 @@ def test_compare(learns):
     assert list(table.columns)=='parameters epochs seconds valid_loss valid_accuracy test_loss test_accuracy'.split()
     for k,learn in learns.items():
         assert table.parameters[k]==count_parameters(learn.model) and table.epochs[k]==1 and table.seconds[k]>0
-        assert table.test_accuracy[k]==evaluate(learn, 'test')['accuracy'] and table.valid_loss[k]==evaluate(learn)['loss']
+        assert (table.test_accuracy[k]==evaluate(learn, 'test')['accuracy']
+                and table.valid_loss[k]==evaluate(learn)['loss'])
 
 def test_compare_looks_at_validation_alone_unless_told_otherwise(learns):
     assert not [o for o in summarize(learns).columns if 'test' in o]

@@ -103,7 +103,8 @@ def test_gradients_agree_with_finite_differences_and_leave_none_behind(few):
 
 def test_the_gradient_of_a_digit_does_not_depend_on_the_others(few):
     net = untrained(ImprovedNetwork())
-    torch.testing.assert_close(input_gradients(net, few)[7:8], input_gradients(net, few.subset([7])), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        input_gradients(net, few)[7:8], input_gradients(net, few.subset([7])), atol=1e-5, rtol=1e-4)
 
 def test_occlusion_of_a_linear_network_is_the_ink_that_is_covered(few):
     net,two = linear(),few.subset(slice(2))
@@ -139,8 +140,12 @@ def test_maps_share_one_scale_with_a_color_bar_and_have_the_outline_of_the_digit
 
 # --- labels that may be wrong
 
-runs = [dict(arm='a', seed=0, wrong=[[7,3,.95],[8,1,.99],[9,2,.97]]), dict(arm='a', seed=1, wrong=[[7,3,.99],[8,1,.50],[9,4,.98]]),
-        dict(arm='b', seed=0, wrong=[[7,3,.91],[9,4,.92]]), dict(arm='b', seed=1, wrong=[])]
+runs = [
+    dict(arm='a', seed=0, wrong=[[7,3,.95],[8,1,.99],[9,2,.97]]),
+    dict(arm='a', seed=1, wrong=[[7,3,.99],[8,1,.50],[9,4,.98]]),
+    dict(arm='b', seed=0, wrong=[[7,3,.91],[9,4,.92]]),
+    dict(arm='b', seed=1, wrong=[]),
+]
 
 def test_label_issues_put_the_largest_share_of_runs_first():
     table = label_issues(runs)

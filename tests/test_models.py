@@ -1,4 +1,7 @@
-"""The two networks: what they take and refuse, their layers and parameters, dropout and batch normalization in both modes."""
+"""The two networks.
+
+What they take and refuse, their layers and parameters, dropout and batch normalization in both modes.
+"""
 import copy, io, math
 import numpy as np, pytest, torch, torch.nn.functional as F
 from hypothesis import assume, given, settings, strategies as st
@@ -34,15 +37,25 @@ def test_flat_images_gives_a_row_each(n, form):
 
 @quick
 @given(st.lists(st.integers(0, 30), max_size=5))
-@pytest.mark.parametrize('to_shape', [tuple, lambda o: (2,14,56)[:len(o)], lambda o: (*o[:1],28,28,1), lambda o: (*o[:1],1,784)])
+@pytest.mark.parametrize('to_shape', [
+    tuple,
+    lambda o: (2,14,56)[:len(o)],
+    lambda o: (*o[:1],28,28,1),
+    lambda o: (*o[:1],1,784),
+])
 def test_flat_images_refuses_other_shapes(to_shape, dims):
     shape = to_shape(dims)
     assume(tuple(shape[1:]) not in forms and math.prod(shape)<1e6)
     with pytest.raises(ValueError) as e: flat_images(torch.zeros(shape))
     assert str(e.value)==f'A batch of digits is (n, 28, 28), (n, 1, 28, 28) or (n, 784), not {tuple(shape)}.'
 
-@pytest.mark.parametrize('x,what', [(torch.zeros(2,28,28, dtype=torch.uint8), 'torch.uint8'), (torch.zeros(2,784, dtype=torch.long), 'torch.int64'),
-    (np.zeros((2,28,28), np.float32), 'ndarray'), ([[0.]*784], 'list'), (None, 'NoneType')])
+@pytest.mark.parametrize('x,what', [
+    (torch.zeros(2,28,28, dtype=torch.uint8), 'torch.uint8'),
+    (torch.zeros(2,784, dtype=torch.long), 'torch.int64'),
+    (np.zeros((2,28,28), np.float32), 'ndarray'),
+    ([[0.]*784], 'list'),
+    (None, 'NoneType'),
+])
 def test_flat_images_refuses_what_is_no_float_tensor(x, what):
     with pytest.raises(TypeError, match='tensor of normalized floats') as e: flat_images(x)
     assert what in str(e.value)
@@ -87,8 +100,11 @@ def test_improved_adds_two_parameters_a_hidden_unit(hidden):
     assert count_parameters(ImprovedNetwork(sizes, bn=False))==count_parameters(Network(sizes))
     assert net(rand_batch(3)).shape==(3,10)
 
-@pytest.mark.parametrize('sizes', [(), (784,), (10,), (784,64), (64,10), (784,0,10), (784,-5,10), (784,64.,10), (784,'64',10), (784,None,10),
-    (10,784), 784, '784', None, {784,10}])
+@pytest.mark.parametrize('sizes', [
+    (), (784,), (10,), (784,64), (64,10),
+    (784,0,10), (784,-5,10), (784,64.,10), (784,'64',10), (784,None,10),
+    (10,784), 784, '784', None, {784,10},
+])
 def test_bad_sizes_get_a_sentence(cls, sizes):
     with pytest.raises(ValueError, match='lead from 784 pixels to 10 logits') as e: cls(sizes)
     assert str(e.value).endswith(f'not {sizes!r}.')
@@ -110,7 +126,8 @@ def test_count_parameters_leaves_out_what_is_frozen():
 
 def test_names_in_the_state():
     linear = [f'layers.{i}.{o}' for i in range(3) for o in ('weight','bias')]
-    norm = [f'norms.{i}.{o}' for i in range(2) for o in ('weight','bias','running_mean','running_var','num_batches_tracked')]
+    norm = [f'norms.{i}.{o}' for i in range(2)
+            for o in ('weight','bias','running_mean','running_var','num_batches_tracked')]
     assert list(Network(small).state_dict())==linear
     assert list(ImprovedNetwork(small, bn=False).state_dict())==linear
     assert list(ImprovedNetwork(small).state_dict())==linear + norm
@@ -197,7 +214,10 @@ def test_dropout_is_on_in_training_alone():
     assert torch.equal(net(x), seeded(Network, small)(x))
 
 def test_dropout_keeps_the_mean():
-    "A hidden layer of ones before the last, which is linear: the mean of many draws is what evaluation gives, within 5 standard errors"
+    """A hidden layer of ones before the last, which is linear.
+
+    The mean of many draws is what evaluation gives, within 5 standard errors.
+    """
     net,n,p = seeded(ImprovedNetwork, (784,50,10), p=.3, bn=False),20_000,.3
     with torch.no_grad():
         net.layers[0].weight.zero_(); net.layers[0].bias.fill_(1.)

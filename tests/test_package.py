@@ -16,7 +16,8 @@ lib = repo/cfg['lib_path']
 modules = sorted(o for o in lib.glob('*.py') if o.name not in ('__init__.py','_modidx.py'))
 
 #: A module may import from those on the lines above it, and `eda` and `models` not from each other
-layers = [['core'], ['files','images','synthetic','augment'], ['data'], ['eda','loaders','models'], ['training'], ['improvement','checkpoint'],
+layers = [['core'], ['files','images','synthetic','augment'], ['data'],
+          ['eda','loaders','models'], ['training'], ['improvement','checkpoint'],
           ['stats','experiments','interpret'], ['confidence','preprocess'], ['inference'],
           ['app','cli','export','final_test','predict']]
 
@@ -37,26 +38,34 @@ def test_setup_follows_settings(tmp_path, monkeypatch):
     shutil.copy(repo/'setup.py', tmp_path)
     (tmp_path/'README.md').write_text('# read me')
     new = ConfigParser(interpolation=None, delimiters=['='])
-    new['DEFAULT'] = {k: v for k,v in cfg.items() if not k.endswith('_requirements')} | dict(lib_name='other_name', lib_path='other_lib', description='100 % other', author='someone', license='MIT', min_python='3.99',
-        keywords='one two', requirements='aaa>=1 bbb', dev_requirements='ccc', more_requirements='ddd eee', console_scripts='x=y:z', package_data='q.npz')
+    new['DEFAULT'] = {k: v for k,v in cfg.items() if not k.endswith('_requirements')} | dict(
+        lib_name='other_name', lib_path='other_lib', description='100 % other',
+        author='someone', license='MIT', min_python='3.99', keywords='one two',
+        requirements='aaa>=1 bbb', dev_requirements='ccc', more_requirements='ddd eee',
+        console_scripts='x=y:z', package_data='q.npz')
     with (tmp_path/'settings.ini').open('w') as f: new.write(f)
     kw = captured_setup(tmp_path, monkeypatch)
-    want = dict(name='other_name', version='9.8.7', description='100 % other', author='someone', license='MIT', python_requires='>=3.99', keywords=['one','two'],
-                install_requires=['aaa>=1','bbb'], extras_require=dict(dev=['ccc'], more=['ddd','eee']), packages=['other_lib'],
-                package_data=dict(other_lib=['q.npz']), long_description='# read me')
+    want = dict(name='other_name', version='9.8.7', description='100 % other', author='someone', license='MIT',
+                python_requires='>=3.99', keywords=['one','two'],
+                install_requires=['aaa>=1','bbb'], extras_require=dict(dev=['ccc'], more=['ddd','eee']),
+                packages=['other_lib'], package_data=dict(other_lib=['q.npz']), long_description='# read me')
     assert {k: kw[k] for k in want}==want
     assert kw['entry_points']==dict(console_scripts=['x=y:z'], nbdev=['other_lib=other_lib._modidx:d'])
 
 def test_setup_holds_nothing_of_its_own():
     s = (repo/'setup.py').read_text(encoding='utf-8')
-    names = {re.split('[<>=!~;]', o)[0] for k in cfg if k.endswith('requirements') for o in cfg[k].split()} - {'nbdev','setuptools'} # an entry point's name, and what it calls
+    # the two left out: an entry point's name, and what it calls
+    names = ({re.split('[<>=!~;]', o)[0] for k in cfg if k.endswith('requirements') for o in cfg[k].split()}
+             - {'nbdev','setuptools'})
     assert not re.search(r'\d+\.\d+', s)
-    for o in (*names, cfg['description'], cfg['author'], cfg['license'], 'mnist'): assert not re.search(rf'\b{re.escape(o)}\b', s), o
+    for o in (*names, cfg['description'], cfg['author'], cfg['license'], 'mnist'):
+        assert not re.search(rf'\b{re.escape(o)}\b', s), o
 
 def test_installed_package_agrees():
     dist = distribution(cfg['lib_name'])
     meta,again = dist.metadata,'settings.ini has changed since the package was installed: pip install -e . again'
-    assert meta['Name'].replace('-','_')==cfg['lib_name'] and meta['Summary']==cfg['description'] and meta['Author']==cfg['author'], again
+    assert (meta['Name'].replace('-','_')==cfg['lib_name'] and meta['Summary']==cfg['description']
+            and meta['Author']==cfg['author']), again
     assert meta['Version']==mnist_fastai.__version__ and meta['Requires-Python']=='>='+cfg['min_python'], again
     def canonical(s): return re.split('[<>=!~]', s)[0],frozenset(re.findall(r'[<>=!~]+[^,<>=!~]+', s))
     got = {}
@@ -71,12 +80,14 @@ def test_installed_package_agrees():
 
 def test_scripts_resolve():
     scripts = {o.name: o for o in distribution(cfg['lib_name']).entry_points if o.group=='console_scripts'}
-    assert {'mnist_train','mnist_final_test','mnist_predict','mnist_app','nbdev_test','nbdev_export','nbdev_clean'}<=set(scripts)
+    assert {'mnist_train','mnist_final_test','mnist_predict','mnist_app',
+            'nbdev_test','nbdev_export','nbdev_clean'}<=set(scripts)
     for o in scripts.values():
         assert callable(o.load()), o.name
         assert shutil.which(o.name, path=Path(sys.executable).parent) or shutil.which(o.name), o.name
     import nbdev.clean, nbdev.doclinks, nbdev.test # they are nbdev's own
-    assert [scripts[o].load() for o in ('nbdev_test','nbdev_export','nbdev_clean')]==[nbdev.test.nbdev_test, nbdev.doclinks.nbdev_export, nbdev.clean.nbdev_clean]
+    assert ([scripts[o].load() for o in ('nbdev_test','nbdev_export','nbdev_clean')]
+            ==[nbdev.test.nbdev_test, nbdev.doclinks.nbdev_export, nbdev.clean.nbdev_clean])
 
 def test_pyproject_repeats_lib_path_alone():
     s = (repo/'pyproject.toml').read_text(encoding='utf-8')
@@ -84,7 +95,8 @@ def test_pyproject_repeats_lib_path_alone():
     keys = dict(re.findall(r'^(\w+) *= *(.*)$', table, re.M))
     assert keys.pop('lib_path')==f'"{cfg["lib_path"]}"'
     assert not set(keys) & set(cfg) and not re.search(r'^\[project\]', s, re.M) # the other keys are nbdev's alone
-    assert not set(re.findall(r'^(\w+) *=', s, re.M)) & {'name','version','description','dependencies','requires-python','nbs_path'}
+    assert (not set(re.findall(r'^(\w+) *=', s, re.M))
+            & {'name','version','description','dependencies','requires-python','nbs_path'})
 
 def test_nbdev_reads_the_same():
     from nbdev.config import get_config
@@ -98,16 +110,19 @@ def test_requirements_are_not_pinned():
 
 def test_python_of_the_settings():
     assert sys.version_info>=tuple(map(int, cfg['min_python'].split('.')))
-    for o in [*lib.glob('*.py'), repo/'setup.py']: ast.parse(o.read_text(encoding='utf-8'), feature_version=tuple(map(int, cfg['min_python'].split('.'))))
+    for o in [*lib.glob('*.py'), repo/'setup.py']:
+        ast.parse(o.read_text(encoding='utf-8'), feature_version=tuple(map(int, cfg['min_python'].split('.'))))
 
 def test_package_data_is_there():
     for o in cfg['package_data'].split(): assert (lib/o).is_file()
-    beside = {o.name for o in lib.iterdir() if o.is_file() and o.suffix not in ('.py','.pyc') and not o.name.startswith('.')}
+    beside = {o.name for o in lib.iterdir()
+              if o.is_file() and o.suffix not in ('.py','.pyc') and not o.name.startswith('.')}
     assert beside<=set(cfg['package_data'].split()), 'a file that would not be installed'
 
 def test_version_is_written_once():
     s = '\n'.join(o.read_text(encoding='utf-8') for o in [repo/'settings.ini', repo/'setup.py', repo/'pyproject.toml'])
-    assert not re.search(r'^version\s*=\s*["\']?\d', s, re.M) and re.fullmatch(r'\d+\.\d+\.\d+', mnist_fastai.__version__)
+    assert (not re.search(r'^version\s*=\s*["\']?\d', s, re.M)
+            and re.fullmatch(r'\d+\.\d+\.\d+', mnist_fastai.__version__))
     assert sum(o.read_text(encoding='utf-8').count('__version__ =') for o in lib.glob('*.py'))==1
 
 #: What a module is called where that differs from what is installed
@@ -134,7 +149,8 @@ print(has('torch','fastai','numpy','matplotlib'))
 import mnist_fastai.files
 print(has('torch','fastai','torchvision'))
 import mnist_fastai.data
-print(has('mnist_fastai.training','torchvision','torchvision.datasets','fastai.vision','fastai.vision.core','fastai.vision.learner','sklearn.datasets','nbdev'))
+print(has('mnist_fastai.training','torchvision','torchvision.datasets','fastai.vision','fastai.vision.core',\
+'fastai.vision.learner','sklearn.datasets','nbdev'))
 import mnist_fastai.models
 print(has('torchvision','fastai.vision'))
 """
@@ -153,7 +169,8 @@ def imported(path):
                 if node.module in (None,'mnist_fastai'): yield from (o.name for o in node.names)
                 else: yield node.module.split('.')[0]
             elif (node.module or '').startswith('mnist_fastai.'): yield node.module.split('.')[1]
-        if isinstance(node, ast.Import): yield from (o.name.split('.')[1] for o in node.names if o.name.startswith('mnist_fastai.'))
+        if isinstance(node, ast.Import):
+            yield from (o.name.split('.')[1] for o in node.names if o.name.startswith('mnist_fastai.'))
 
 @pytest.mark.parametrize('path', modules, ids=lambda o: o.stem)
 def test_imports_go_downwards(path):
@@ -167,7 +184,8 @@ def test_imports_go_downwards(path):
 def test_modules_say_what_they_are(path):
     tree = ast.parse(path.read_text(encoding='utf-8'))
     assert ast.get_docstring(tree), 'the blockquote below the title of the notebook is missing'
-    names = next((ast.literal_eval(o.value) for o in tree.body if isinstance(o, ast.Assign) and o.targets[0].id=='__all__'), None)
+    names = next((ast.literal_eval(o.value) for o in tree.body
+                  if isinstance(o, ast.Assign) and o.targets[0].id=='__all__'), None)
     assert names, 'nothing is exported'
     for o in tree.body: # what is exported says what it does
         if isinstance(o, (ast.FunctionDef,ast.ClassDef)) and o.name in names and not ast.get_docstring(o):
@@ -186,7 +204,8 @@ machine = re.compile(r'/wor[k]/|/tmp/ven[v]|/roo[t]/|/site-package[s]/|/home/\w+
 
 def text_files():
     if not (repo/'.git').exists() or not shutil.which('git'): pytest.skip('not a checkout')
-    p = subprocess.run(['git','ls-files','-z','--cached','--others','--exclude-standard'], cwd=repo, capture_output=True, check=True)
+    p = subprocess.run(['git','ls-files','-z','--cached','--others','--exclude-standard'],
+                       cwd=repo, capture_output=True, check=True)
     for o in p.stdout.decode().split('\0'):
         path = repo/o
         if not o or not path.is_file(): continue
@@ -200,7 +219,8 @@ def test_no_path_of_a_machine():
 def test_text_files_are_text():
     for name,s in text_files():
         assert '\r' not in s, name
-        if s and not name.endswith(('.ipynb','.txt','.svg')) and '\n# AUTOGENERATED!' not in s: assert s.endswith('\n'), name
+        if s and not name.endswith(('.ipynb','.txt','.svg')) and '\n# AUTOGENERATED!' not in s:
+            assert s.endswith('\n'), name
 
 def test_no_merge_marks_and_no_large_files():
     for name,s in text_files(): assert not re.search(r'^(<<<<<<<|>>>>>>>) ', s, re.M), name

@@ -15,7 +15,8 @@ from mnist_fastai.training import Recipe, train
 from test_inference import seven
 from test_images import png, saved
 
-def picture(mode='L', size=100): return Image.fromarray((255*(1-seven())).astype(np.uint8)).resize((size,size)).convert(mode)
+def picture(mode='L', size=100):
+    return Image.fromarray((255*(1-seven())).astype(np.uint8)).resize((size,size)).convert(mode)
 
 @pytest.fixture
 def every_kind(tmp_path):
@@ -27,8 +28,23 @@ def every_kind(tmp_path):
     clear.putalpha(Image.eval(im, lambda o: 255-o))
     exif = Image.Exif()
     exif[0x0112] = 6
-    files = {'grey.png': im, 'colour.png': picture('RGB'), 'alpha.png': clear, 'light.png': Image.eval(im, lambda o: 255-o), 'palette.gif': im.quantize(8), 'photo.jpg': picture('RGB', 700), 'old.bmp': im,
-             'deep.png': Image.fromarray(np.asarray(im).astype(np.uint16)*257), 'scan.tiff': im, 'web.webp': picture('RGB'), 'plain.ppm': picture('RGB'), 'small.png': picture(size=12), 'bits.png': im.convert('1'), 'deeper/UPPER.PNG': im, 'name with spaces é.png': im}
+    files = {
+        'grey.png': im,
+        'colour.png': picture('RGB'),
+        'alpha.png': clear,
+        'light.png': Image.eval(im, lambda o: 255-o),
+        'palette.gif': im.quantize(8),
+        'photo.jpg': picture('RGB', 700),
+        'old.bmp': im,
+        'deep.png': Image.fromarray(np.asarray(im).astype(np.uint16)*257),
+        'scan.tiff': im,
+        'web.webp': picture('RGB'),
+        'plain.ppm': picture('RGB'),
+        'small.png': picture(size=12),
+        'bits.png': im.convert('1'),
+        'deeper/UPPER.PNG': im,
+        'name with spaces é.png': im,
+    }
     for k,o in files.items(): o.save(d/k)
     im.transpose(Image.ROTATE_90).convert('RGB').save(d/'phone.jpg', exif=exif, quality=95)
     return d,len(files)+1
@@ -45,7 +61,10 @@ def test_json(every_kind, capsys):
     d,n = every_kind
     assert main(['--json', str(d)])==0
     rows = [json.loads(o) for o in capsys.readouterr().out.splitlines()]
-    assert len(rows)==n and all(o['label']==7 and len(o['probabilities'])==10 and abs(sum(o['probabilities'])-1)<1e-4 and isinstance(o['confident'], bool) and not o['multiple_digits'] for o in rows)
+    assert len(rows)==n and all(
+        o['label']==7 and len(o['probabilities'])==10 and abs(sum(o['probabilities'])-1)<1e-4
+        and isinstance(o['confident'], bool) and not o['multiple_digits']
+        for o in rows)
     assert {Path(o['file']).name for o in rows}>={'phone.jpg','UPPER.PNG','name with spaces é.png'}
 
 def test_show(every_kind, capsys):
@@ -64,11 +83,14 @@ def test_what_cannot_be_read(every_kind, tmp_path, capsys):
     (tmp_path/'bomb.png').write_bytes(png(60_000, 60_000))
     Image.new('L', (50,50), 255).save(tmp_path/'blank.png')
     (tmp_path/'nothing').mkdir()
-    bad = {'empty.png': 'is empty', 'text.jpg': 'not a picture', 'cut.png': 'truncated', 'bomb.png': 'million pixels', 'blank.png': 'is blank', 'missing.png': 'no such file', 'nothing': 'is a folder'}
+    bad = {'empty.png': 'is empty', 'text.jpg': 'not a picture', 'cut.png': 'truncated',
+           'bomb.png': 'million pixels', 'blank.png': 'is blank', 'missing.png': 'no such file',
+           'nothing': 'is a folder'}
     assert main([str(d/'grey.png'), *(str(tmp_path/o) for o in bad), str(d/'alpha.png')])==1
     out,err = capsys.readouterr()
     assert len(out.splitlines())==2 and out.count(': 7 (')==2 # the rest is still answered
-    for line,(name,why) in zip(err.splitlines(), bad.items(), strict=True): assert name in line and why in line and line.endswith('.')
+    for line,(name,why) in zip(err.splitlines(), bad.items(), strict=True):
+        assert name in line and why in line and line.endswith('.')
     assert main(['--json', str(tmp_path/'empty.png')])==1
     row = json.loads(capsys.readouterr().out)
     assert 'is empty' in row['error'] and row['file'].endswith('empty.png')
@@ -102,7 +124,8 @@ def test_folders_are_walked_in_order(tmp_path):
     assert [o.relative_to(tmp_path).as_posix() for o in find_images([tmp_path])]==['a.JPG','b.png','deep/c.gif']
     assert list(find_images([tmp_path/'notes.txt']))==[tmp_path/'notes.txt'] # named, so it is tried
 
-odd_names = [b'bell\x07.png', b'new\nline.png', b'new\\nline.png', 'ü€.png'.encode(), b'\xff\xfe.png', b'red\x1b[31m.png']
+odd_names = [b'bell\x07.png', b'new\nline.png', b'new\\nline.png',
+             'ü€.png'.encode(), b'\xff\xfe.png', b'red\x1b[31m.png']
 
 @pytest.fixture
 def odd(tmp_path):
@@ -146,7 +169,8 @@ def test_a_folder_that_cannot_be_read(form, every_kind, capsys):
         for o in shut: o.chmod(0o755)
     lines = (out if form=='json' else err).splitlines()
     failed = [o for o in lines if 'folder cannot be read (Permission denied)' in o]
-    assert len(failed)==2 and all(str(a) in b for a,b in zip(shut, failed)) and len(out.splitlines())==(n+2 if form=='json' else n)
+    assert (len(failed)==2 and all(str(a) in b for a,b in zip(shut, failed))
+            and len(out.splitlines())==(n+2 if form=='json' else n))
 
 def test_keys_of_the_json_are_documented(every_kind, capsys):
     from mnist_fastai import predict
@@ -159,7 +183,10 @@ def test_keys_of_the_json_are_documented(every_kind, capsys):
     for k in {*good, *bad}: assert f'`{k}`' in predict.__doc__ and k in said.split('--json, each line')[1], k
 
 def test_predictions_that_are_not_finite(every_kind, learn, tmp_path, capsys):
-    "Finite weights can give logits that are not: the command names the file, and prints no NaN, which JSON does not have"
+    """Finite weights can give logits that are not finite.
+
+    The command names the file, and prints no NaN, which JSON does not have.
+    """
     path = save_network(learn, tmp_path/'huge.pth')
     ck = torch.load(path, weights_only=True)
     for k,v in ck['state_dict'].items():
@@ -178,14 +205,21 @@ def learn(sample):
 @pytest.mark.parametrize('closed', ['>&-','2>&-','>&- 2>&-'])
 def test_closed_output(closed, tmp_path):
     picture().save(tmp_path/'x.png')
-    p = subprocess.run(['sh', '-c', f'"$0" -m mnist_fastai.predict "$1" {closed}', sys.executable, str(tmp_path)], capture_output=True, text=True, cwd=repo)
-    said = {'>&-': ('', 'mnist_predict: Standard output is closed: send it to a file or a terminal.\n'), '2>&-': (f'{tmp_path/"x.png"}: 7', ''), '>&- 2>&-': ('','')}[closed]
+    p = subprocess.run(['sh', '-c', f'"$0" -m mnist_fastai.predict "$1" {closed}', sys.executable, str(tmp_path)],
+                       capture_output=True, text=True, cwd=repo)
+    said = {
+        '>&-': ('', 'mnist_predict: Standard output is closed: send it to a file or a terminal.\n'),
+        '2>&-': (f'{tmp_path/"x.png"}: 7', ''),
+        '>&- 2>&-': ('',''),
+    }[closed]
     assert p.returncode==(0 if closed=='2>&-' else 1) and p.stdout.startswith(said[0]) and p.stderr==said[1]
 
 @pytest.mark.parametrize('module', ['mnist_fastai.inference','torch'])
 def test_an_import_that_fails(module, tmp_path):
-    r = run_python(f"import sys; sys.modules['{module}'] = None; from mnist_fastai.predict import main; sys.exit(main(sys.argv[1:]))", tmp_path)
-    assert r.returncode==1 and r.stderr.startswith('mnist_predict: ') and module in r.stderr and r.stderr.count('\n')==1, r.stderr
+    r = run_python(f"import sys; sys.modules['{module}'] = None; from mnist_fastai.predict import main; "
+                   "sys.exit(main(sys.argv[1:]))", tmp_path)
+    assert (r.returncode==1 and r.stderr.startswith('mnist_predict: ') and module in r.stderr
+            and r.stderr.count('\n')==1), r.stderr
 
 def test_a_thousand_random_and_mutated_files(every_kind, tmp_path, capsys):
     "No traceback, whatever is in a file: each has its line"
@@ -200,7 +234,8 @@ def test_a_thousand_random_and_mutated_files(every_kind, tmp_path, capsys):
         elif how==2:
             for _ in range(int(rng.integers(1, 30))): raw[int(rng.integers(len(raw)))] = int(rng.integers(256))
         elif how==3: # in the head, where sizes and capture_kinds are
-            for _ in range(int(rng.integers(1, 6))): raw[int(rng.integers(min(64, len(raw))))] = int(rng.choice([0,1,127,128,255]))
+            for _ in range(int(rng.integers(1, 6))):
+                raw[int(rng.integers(min(64, len(raw))))] = int(rng.choice([0,1,127,128,255]))
         else:
             a,b = sorted(rng.integers(0, len(raw), 2))
             raw = raw[:a] + raw[b:] + raw[a:b]
@@ -213,7 +248,8 @@ def test_a_thousand_random_and_mutated_files(every_kind, tmp_path, capsys):
     assert len(out.splitlines())>20 # some are still pictures
 
 def command(*args, **kwargs):
-    return subprocess.Popen([sys.executable, '-m', 'mnist_fastai.predict', *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=repo, **ctrl_c, **kwargs)
+    return subprocess.Popen([sys.executable, '-m', 'mnist_fastai.predict', *map(str, args)],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=repo, **ctrl_c, **kwargs)
 
 @pytest.mark.skipif(os.name!='posix', reason='needs POSIX signals')
 def test_ctrl_c(tmp_path):
@@ -237,7 +273,9 @@ def test_a_reader_that_has_had_enough(tmp_path):
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
 def test_a_full_disk(tmp_path):
     picture().save(tmp_path/'x.png')
-    with open('/dev/full', 'w') as full: p = subprocess.run([sys.executable, '-m', 'mnist_fastai.predict', str(tmp_path)], stdout=full, stderr=subprocess.PIPE, text=True, cwd=repo)
+    with open('/dev/full', 'w') as full:
+        p = subprocess.run([sys.executable, '-m', 'mnist_fastai.predict', str(tmp_path)],
+                           stdout=full, stderr=subprocess.PIPE, text=True, cwd=repo)
     assert p.returncode==1 and p.stderr.startswith('mnist_predict: ') and 'Traceback' not in p.stderr
 
 @pytest.mark.slow
@@ -251,7 +289,8 @@ def test_memory_stays_as_it_is(tmp_path):
         sys.stdout = io.TextIOWrapper(open('/dev/null', 'wb'))
         main(sys.argv[1:])
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"""
-    few,many = (int(run_python(code, *args).stderr.split()[-1]) for args in ([*sorted(tmp_path.iterdir())[:120]], [tmp_path]))
+    few,many = (int(run_python(code, *args).stderr.split()[-1])
+                for args in ([*sorted(tmp_path.iterdir())[:120]], [tmp_path]))
     assert many-few<25_000, (few,many) # kilobytes
 
 def test_progress_is_shown_where_answers_go_elsewhere(monkeypatch, capsys, tmp_path):

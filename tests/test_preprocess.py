@@ -69,7 +69,8 @@ def test_a_faint_line_and_a_slanted_box_go():
     assert (got-x)[x==0].max()<.3 and (got-x)[30:130,30:130].max()==0
 
 def test_a_picture_without_lines_stays():
-    for x in (seven(), 1-seven(), seven(28, 3, top=4, left=4, h=20, w=18), np.zeros((8,8), np.float32), np.full((50,3), .5, np.float32)):
+    for x in (seven(), 1-seven(), seven(28, 3, top=4, left=4, h=20, w=18),
+              np.zeros((8,8), np.float32), np.full((50,3), .5, np.float32)):
         assert remove_frame(x) is x
 
 def test_a_stroke_is_no_frame():
@@ -131,7 +132,9 @@ def test_what_hangs_in_from_the_edge():
     x = seven(100)
     x[:30,:8] = 1
     shaded = x*.6 + np.linspace(0, .4, 100, dtype=np.float32)
-    assert not has_uniform_background(shaded) and remove_specks(x)[10,3]==remove_specks(x, x)[10,3]==1 and remove_specks(x, shaded)[10,3]==0
+    assert (not has_uniform_background(shaded)
+            and remove_specks(x)[10,3]==remove_specks(x, x)[10,3]==1
+            and remove_specks(x, shaded)[10,3]==0)
     y = np.zeros_like(x)
     y[:,:20] = 1 # nothing else is there
     assert remove_specks(y, shaded).sum()==y.sum()
@@ -183,7 +186,14 @@ def test_prepare_gives_bytes():
 
 def test_show_steps(): assert [o.get_title().split('\n')[0] for o in show_preprocessing(seven())]==['picture',*stages]
 
-@pytest.mark.parametrize('x', [np.zeros((50,50)), np.ones((50,50)), np.full((50,50), .5), np.full((280,280,3), 255, np.uint8), np.zeros((8,8), np.uint8), Image.new('RGBA', (50,50))])
+@pytest.mark.parametrize('x', [
+    np.zeros((50,50)),
+    np.ones((50,50)),
+    np.full((50,50), .5),
+    np.full((280,280,3), 255, np.uint8),
+    np.zeros((8,8), np.uint8),
+    Image.new('RGBA', (50,50)),
+])
 def test_blank(x):
     with pytest.raises(BlankError, match='is blank'): preprocess(x)
 
@@ -203,7 +213,15 @@ def test_whatever_comes_something_is_said():
     for i in range(700):
         h,w = rng.integers(8, 60, 2) if i%2 else rng.integers(1, 300, 2)
         a = rng.integers(0, 256, (h,w)).astype(np.uint8)
-        a = [a, (a>250)*np.uint8(255), np.full_like(a, a[0,0]), (np.arange(h*w).reshape(h,w)%256).astype(np.uint8), np.where(np.arange(w)<w//2, 255, a).astype(np.uint8), np.repeat(a[:,:1], w, 1), np.minimum(a, 3)][i%7]
+        a = [
+            a,
+            (a>250)*np.uint8(255),
+            np.full_like(a, a[0,0]),
+            (np.arange(h*w).reshape(h,w)%256).astype(np.uint8),
+            np.where(np.arange(w)<w//2, 255, a).astype(np.uint8),
+            np.repeat(a[:,:1], w, 1),
+            np.minimum(a, 3),
+        ][i%7]
         try:
             x = preprocess(a)
             n += 1
@@ -233,8 +251,16 @@ def times(s): return lambda d: np.asarray(Image.fromarray(d).resize((round(28*s)
 def in_alpha(d): return np.dstack([np.zeros((28,28,3), np.uint8), d])
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name,f,most', [('once more', lambda d: d, .002), ('shifted', shift(), .001), ('padded', lambda d: np.pad(d, 20), .001), ('inverted', lambda d: 255-d, .001), ('in alpha', in_alpha, .001),
-    ('lower contrast', lambda d: (80+.4*d.astype(float)).astype(np.uint8), .001), ('lower contrast, dark', lambda d: (200-.4*d.astype(float)).astype(np.uint8), .001), ('a speck', place_speck(), .001)])
+@pytest.mark.parametrize('name,f,most', [
+    ('once more', lambda d: d, .002),
+    ('shifted', shift(), .001),
+    ('padded', lambda d: np.pad(d, 20), .001),
+    ('inverted', lambda d: 255-d, .001),
+    ('in alpha', in_alpha, .001),
+    ('lower contrast', lambda d: (80+.4*d.astype(float)).astype(np.uint8), .001),
+    ('lower contrast, dark', lambda d: (200-.4*d.astype(float)).astype(np.uint8), .001),
+    ('a speck', place_speck(), .001),
+])
 def test_nothing_to_the_answer(reader, digits, name, f, most):
     ds = digits.subset(slice(0, None, 2))
     assert changed(reader.net, ds, f)<=most
@@ -256,7 +282,8 @@ frames = [(inset,invert) for inset in (0,6) for invert in (False,True)]
 
 def changed_by_lines(net, ds, inset, invert):
     "The share of predictions that differ from those for the same page without lines"
-    before,now = (torch.stack([preprocess(f(d)) for d in ds.images.numpy()]) for f in (page, lined(invert=invert, inset=inset)))
+    before,now = (torch.stack([preprocess(f(d)) for d in ds.images.numpy()])
+                  for f in (page, lined(invert=invert, inset=inset)))
     return (logits_of(net, Digits(now)).argmax(1)!=logits_of(net, Digits(before)).argmax(1)).double().mean().item()
 
 @pytest.mark.parametrize('inset,invert', frames)
@@ -277,7 +304,8 @@ def test_tight_digits_keep_their_strokes(reader, digits, scale, most):
         x = d[bounds(d/255, 0)]
         return np.asarray(Image.fromarray(x).resize((scale*x.shape[1],scale*x.shape[0]), Image.BICUBIC))
     without,now = (torch.stack([preprocess(tight(d), skip) for d in ds.images.numpy()]) for skip in (('frame',), ()))
-    assert (logits_of(reader.net, Digits(now)).argmax(1)!=logits_of(reader.net, Digits(without)).argmax(1)).double().mean()<=most
+    assert (logits_of(reader.net, Digits(now)).argmax(1)
+            !=logits_of(reader.net, Digits(without)).argmax(1)).double().mean()<=most
 
 @pytest.mark.slow
 @pytest.mark.parametrize('scale,most', [(10,.007), (4,.007), (2,.007), (1.3,.007), (.7,.01), (.5,.015)])

@@ -1,5 +1,6 @@
-"""A network is one class in one file: this module registers a small convolutional network, and everything in the library takes it
+"""A network is one class in one file
 
+This module registers a small convolutional network, and everything in the library takes it.
 `run_experiment` starts processes that import this module to know it."""
 import json
 from dataclasses import asdict
@@ -23,7 +24,8 @@ class SmallConv(nn.Module):
         super().__init__()
         layers,ni = [],1
         for nf in widths:
-            layers += [nn.Conv2d(ni, nf, 3, stride=2, padding=1), nn.BatchNorm2d(nf) if bn else nn.Identity(), nn.ReLU()]
+            layers += [nn.Conv2d(ni, nf, 3, stride=2, padding=1),
+                       nn.BatchNorm2d(nf) if bn else nn.Identity(), nn.ReLU()]
             ni = nf
         self.body,self.head = nn.Sequential(*layers, nn.Dropout(p)),nn.Linear(ni, 10)
 
@@ -32,7 +34,8 @@ class SmallConv(nn.Module):
 recipe = Recipe('SmallConv', dict(widths=(4,8)), epochs=2, bs=100, lr=1e-2, augment=dict(rotate=5))
 
 @pytest.fixture(scope='module')
-def few(sample): return Mnist(sample.train.subset(slice(500)), sample.valid.subset(slice(200)), sample.test, sample.source)
+def few(sample):
+    return Mnist(sample.train.subset(slice(500)), sample.valid.subset(slice(200)), sample.test, sample.source)
 
 @pytest.fixture(scope='module')
 def learn(few): return train(recipe, few, 1, 'cpu', quiet=True)
@@ -51,7 +54,8 @@ def test_saved_and_loaded(learn, few, tmp_path):
 
 @pytest.mark.slow
 def test_a_grid_of_it(few, tmp_path):
-    runs = run_experiment(dict(conv=recipe, linear=Recipe('Network', epochs=1, bs=100)), [1], tmp_path/'x.json', few, quiet=True)
+    runs = run_experiment(dict(conv=recipe, linear=Recipe('Network', epochs=1, bs=100)), [1],
+                          tmp_path/'x.json', few, quiet=True)
     assert [o['arm'] for o in runs]==['conv','linear'] and runs[0]['recipe']['augment']==dict(rotate=5)
     table,_ = reproduce(runs, ['conv'], [1], few, quiet=True)
     assert table.equal.all() # an augmented recipe too
@@ -64,12 +68,14 @@ def test_exported(learn, tmp_path):
     want = learn.model.eval().cpu()(x).detach()
     for write,read in ((export_onnx,load_onnx), (export_safetensors,load_safetensors)):
         net = read(write(learn, tmp_path/'conv'))
-        assert torch.allclose(net(x), want, atol=1e-4) and net.card['arch']=='SmallConv' and net.train_sources==('sample',)
+        assert (torch.allclose(net(x), want, atol=1e-4)
+                and net.card['arch']=='SmallConv' and net.train_sources==('sample',))
 
 def test_the_command_takes_its_recipe(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(recipes, 'SmallConv', recipe)
     assert mnist_train(['--networks', 'SmallConv', '--sample', '--epochs', '1', '--out', str(tmp_path)])==0
-    assert type(load_network(tmp_path/'SmallConv.pth')) is SmallConv and 'SmallConv: epochs 1' in capsys.readouterr().out
+    assert (type(load_network(tmp_path/'SmallConv.pth')) is SmallConv
+            and 'SmallConv: epochs 1' in capsys.readouterr().out)
 
 # --- what is not registered
 
@@ -87,13 +93,15 @@ def test_a_class_that_is_not_registered(few, tmp_path):
         with pytest.raises(ValueError): save_network(o, tmp_path/'x.pth')
     assert not list(tmp_path.iterdir())
 
-@pytest.mark.parametrize('name', ['load_mnist','os','os.path','mnist_fastai.app','Network.forward','../x','',None,5,('a',),'ConvNet'])
+@pytest.mark.parametrize('name', [
+    'load_mnist','os','os.path','mnist_fastai.app','Network.forward','../x','',None,5,('a',),'ConvNet'])
 def test_a_name_that_is_none(name):
     with pytest.raises(ValueError, match='There is no network'): find_model(name)
 
 def test_arguments_must_have_names():
     for f in (lambda self, *sizes: None, lambda self, **kw: None, lambda self, x, /: None):
-        with pytest.raises(TypeError, match='must all have names'): register_model(type('Odd', (nn.Module,), dict(__init__=f)))
+        with pytest.raises(TypeError, match='must all have names'):
+            register_model(type('Odd', (nn.Module,), dict(__init__=f)))
 
 def test_only_the_module_that_defines_a_name_is_imported():
     code = """
@@ -125,5 +133,8 @@ print(find_model('ImprovedNetwork') is ImprovedNetwork is not librarys)
 @pytest.mark.slow
 def test_a_file_names_a_network_that_is_not_known_here(learn, tmp_path):
     path = save_network(learn, tmp_path/'conv.pth')
-    p = run_python("import sys\nfrom mnist_fastai.checkpoint import *\ntry: load_network(sys.argv[1])\nexcept CheckpointError as e: print(e)", path)
+    p = run_python('import sys\n'
+                   'from mnist_fastai.checkpoint import *\n'
+                   'try: load_network(sys.argv[1])\n'
+                   'except CheckpointError as e: print(e)', path)
     assert "holds a network 'SmallConv', not known here: import the module that registers it" in p.stdout, p.stderr

