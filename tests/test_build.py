@@ -47,5 +47,5 @@ def test_it_trains_from_another_folder(built, kind, tmp_path):
     assert Path(run('-c', code, cwd=tmp_path, PYTHONPATH=str(home)).strip()).is_relative_to(home)
     run('-m', 'mnist_fastai.cli', '--epochs', 1, '--sample', '--out', tmp_path/'out',
         cwd=tmp_path, PYTHONPATH=str(home))
-    assert ({o.name for o in (tmp_path/'out').iterdir()}
+    assert ({o.name for o in (tmp_path/'out').glob('[!.]*')}
             =={'Network.pth','ImprovedNetwork.pth','losses.png','results.json'})

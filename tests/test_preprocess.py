@@ -291,7 +291,7 @@ def test_lines_change_no_prediction(reader, digits, inset, invert):
     assert changed_by_lines(reader.net, digits.subset(slice(0, None, 50)), inset, invert)<=.01
 
 @pytest.mark.slow
-@pytest.mark.parametrize('inset,invert', frames)
+@pytest.mark.parametrize('inset,invert', [(0,False), (6,True)])
 def test_lines_change_no_prediction_of_all_digits(reader, digits, inset, invert):
     assert changed_by_lines(reader.net, digits, inset, invert)<=.005
 
