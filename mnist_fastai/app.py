@@ -152,8 +152,8 @@ def _gradio():
 _title = """# Handwritten digits
 Draw a digit from 0 to 9 with the mouse or a finger, or upload a picture of one. The prediction appears after every
 stroke."""
-_note = """The network (class `{}`) was trained on handwritten digits only, so it reads anything as a digit. Your drawing is
-sent to the computer that runs this page, and is not stored."""
+_note = """The network (class `{}`) was trained on handwritten digits only, so it reads anything as a digit.
+Your drawing is sent to the computer that runs this page, and is not stored."""
 
 def page(
     model=None, # A file of `save_network`; by default the packaged reader

@@ -49,7 +49,7 @@ def ink_is_light(
 )->bool:
     "Whether what stands out most from its surroundings is lighter than they are"
     t = _thumb(a) # a smaller copy, to save time
-    surroundings = ndimage.gaussian_filter(t, .2*max(t.shape), mode='nearest') # beyond the edge, it goes on as at the edge
+    surroundings = ndimage.gaussian_filter(t, .2*max(t.shape), mode='nearest') # the edge pixels go on beyond the edge
     return bool(((t-surroundings)**3).sum()>0)
 
 # %% ../nbs/16_own_digits.ipynb #8df11ff1
