@@ -70,7 +70,8 @@ def read_drawing(
     "What there is to show for a drawing; for a picture that cannot be read, the reason"
     try:
         file = from_data_url(text)
-        prediction,steps = reader(file),preprocess_steps(file)
+        steps = preprocess_steps(file)
+        prediction = reader.read_steps(steps)
     except ImageError as e: return dict(text=str(e), prediction=None, steps={})
     return dict(text=prediction.text[:1].upper() + prediction.text[1:], prediction=prediction, steps=steps)
 

@@ -137,10 +137,20 @@ class Predictor:
         for i,p in zip(good, probs): res[i] = Prediction(p, *res[i], self.threshold)
         return res
 
+    def read_steps(self,
+        steps:dict, # From `preprocess_steps`
+    )->Prediction:
+        "Read a picture that is preprocessed already"
+        image,multiple_digits = self._image(steps)
+        return Prediction(self._probs(image[None])[0], image, multiple_digits, self.threshold)
+
     def _open(self, source):
-        "The image for the network and whether it shows several digits, or the `ImageError`"
-        try: steps = preprocess_steps(source)
+        "What `_image` gives, or the `ImageError`"
+        try: return self._image(preprocess_steps(source))
         except ImageError as e: return e
+
+    def _image(self, steps):
+        "The image for the network, and whether it shows several digits"
         image = (steps['center']*255).round().astype(np.uint8)
         return torch.from_numpy(image),side_by_side(steps['crop'])
 

@@ -186,3 +186,15 @@ def run_python(code, *args, timeout=120, **env):
     "Run `code` in a Python of its own, in this test's environment with `env` on top; returns the completed process"
     return subprocess.run([sys.executable, '-c', code, *map(str, args)], env=os.environ | env, cwd=repo, text=True,
                           capture_output=True, timeout=timeout)
+
+def untrained(net):
+    "`net`, marked as untrained, so that any digits are unseen"
+    net.train_sources = ()
+    return net
+
+def linear(seed=0):
+    "An untrained linear classifier"
+    from mnist_fastai.models import Network
+    import torch
+    torch.manual_seed(seed)
+    return untrained(Network((784,10)))

@@ -8,15 +8,7 @@ from mnist_fastai.eda import NearestMean
 from mnist_fastai.confidence import *
 from mnist_fastai.interpret import logits_of
 from mnist_fastai.models import Network
-
-def untrained(net):
-    "`net`, stated to be untrained"
-    net.train_sources = ()
-    return net
-
-def linear(seed=0):
-    torch.manual_seed(seed)
-    return untrained(Network((784,10)))
+from conftest import linear
 
 @pytest.fixture(scope='module')
 def few(sample): return sample.valid.subset(slice(50))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np, pytest, torch
 from joblib import parallel_config, register_parallel_backend
-from joblib._parallel_backends import LokyBackend
+from joblib.parallel import LokyBackend
 
 import mnist_fastai.experiments as ex
 from conftest import ctrl_c, repo
@@ -232,7 +232,7 @@ def test_no_process_is_left_behind(made): assert not workers()
 
 @pytest.mark.skipif(not Path('/dev/shm').exists(), reason='only there it is known where joblib keeps arrays')
 def test_no_shared_array_is_left_behind(sample, tmp_path):
-    def shared(): return list(Path('/dev/shm').glob(f'joblib_memmapping_folder_{os.getpid()}_*/*'))
+    def shared(): return list(Path('/dev/shm').glob(f'joblib_memmapping_folder_{os.getpid()}_*'))
     seen,real = [],ex.atomic_write
     def write(path, content):
         seen.extend(shared())
@@ -266,13 +266,20 @@ class NoGenerator(LokyBackend):
     "As Ray's backend: it cannot give results one by one"
     supports_return_generator = False
 
+def _fails_at_seed_2(key, *args):
+    "Instead of a run: a result for seed 1, an error for seed 2"
+    if key[1]==2: raise OSError('seed 2 fails')
+    return key,dict(ex.machine(), seconds=0., valid_accuracy=.5, wrong=[])
+
 def test_a_backend_without_generators_keeps_a_group_at_a_time(made, few, tmp_path, monkeypatch):
     register_parallel_backend('no generator', NoGenerator)
-    path,seen,real = tmp_path/'ab.json',[],ex.atomic_write
-    def write(path, content): seen.append(content.count(b'"arm"')); return real(path, content)
-    monkeypatch.setattr(ex, 'atomic_write', write)
-    with parallel_config(backend='no generator'): runs = run_experiment(arms, [1,2], path, few, quiet=True)
-    assert equal_but_for_time(runs, made[1]) and seen==[1,2,3,4]
+    with parallel_config(backend='no generator'):
+        runs = run_experiment(arms, [1,2], tmp_path/'ab.json', few, quiet=True)
+        assert equal_but_for_time(runs, made[1])
+        monkeypatch.setattr(ex, '_one', _fails_at_seed_2)
+        with pytest.raises(OSError, match='seed 2'):
+            run_experiment(arms, [1,2], tmp_path/'x.json', few, quiet=True)
+    assert [o['seed'] for o in read_results(tmp_path/'x.json')]==[1,1] # the first group of two was kept
 
 def test_threads_of_one_process_do_not_mix_their_random_numbers(made, few, tmp_path):
     with parallel_config(backend='threading'): runs = run_experiment(arms, [1,2], tmp_path/'ab.json', few, quiet=True)

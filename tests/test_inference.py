@@ -138,6 +138,12 @@ def test_a_stream_takes_no_more_than_a_batch_in_advance(reader):
 
 # --- networks
 
+def test_steps_that_are_there_already_are_read_as_the_picture(reader):
+    a,b = reader.read_steps(preprocess_steps(seven())),reader(seven())
+    assert torch.equal(a.probs, b.probs) and torch.equal(a.image, b.image) and a.text==b.text
+    two = np.concatenate([seven(), seven()], 1)
+    assert reader.read_steps(preprocess_steps(two)).multiple_digits
+
 def test_other_networks():
     path = repo/'models'/'Network.pth'
     net = load_network(path)

@@ -5,21 +5,12 @@ import numpy as np, pandas as pd, pytest, torch, torch.nn.functional as F
 import matplotlib.pyplot as plt
 from torch import nn
 
+from conftest import linear, untrained
 from mnist_fastai.data import Digits
 from mnist_fastai.interpret import *
 from mnist_fastai.improvement import ImprovedNetwork
-from mnist_fastai.models import Network
 
 def pixels(ds): return ds[:][0].as_subclass(torch.Tensor)
-def untrained(net):
-    "`net`, marked as untrained"
-    net.train_sources = ()
-    return net
-
-def linear(seed=0):
-    torch.manual_seed(seed)
-    return untrained(Network((784,10)))
-
 @pytest.fixture(scope='module')
 def few(sample): return sample.valid.subset(slice(50))
 
