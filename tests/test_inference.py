@@ -15,7 +15,7 @@ from mnist_fastai.improvement import ImprovedNetwork, recipes
 from mnist_fastai.inference import *
 from mnist_fastai.interpret import logits_of
 from mnist_fastai.models import Network
-from mnist_fastai.preprocess import preprocess
+from mnist_fastai.preprocess import preprocess, preprocess_steps
 from mnist_fastai.synthetic import capture_kinds, ood_images, simulate
 from mnist_fastai.training import Recipe, train
 
@@ -141,7 +141,7 @@ def test_a_stream_takes_no_more_than_a_batch_in_advance(reader):
 def test_steps_that_are_there_already_are_read_as_the_picture(reader):
     a,b = reader.read_steps(preprocess_steps(seven())),reader(seven())
     assert torch.equal(a.probs, b.probs) and torch.equal(a.image, b.image) and a.text==b.text
-    two = np.concatenate([seven(), seven()], 1)
+    two = np.concatenate([seven(), seven()], 1) # side by side
     assert reader.read_steps(preprocess_steps(two)).multiple_digits
 
 def test_other_networks():
