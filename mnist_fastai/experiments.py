@@ -10,14 +10,16 @@ __all__ = ['run_once', 'fingerprint', 'machine', 'environment', 'read_results', 
 import hashlib, json, platform, signal, threading, warnings
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import import_module
 
 from .core import *
+from .callbacks import fastest_precision
 from .data import *
 from .models import *
 from .training import *
 from .improvement import *
+from .convolution import *
 from fastai.basics import *
 from joblib import Parallel, delayed, effective_n_jobs
 from joblib.parallel import get_active_backend
@@ -32,17 +34,20 @@ def run_once(
     seed:int,
     data:Mnist, # The digits
     device='cpu',
-)->dict: # `seconds`, `valid_accuracy`, `valid_loss`, `history` (a dict per epoch), and `wrong`, see below
+    measure=None, # A function of the network and `data` that gives a dict of more numbers
+    precision:str=None, # Of the training; by default the recipe's
+)->dict: # `seconds`, `precision`, `valid_accuracy`, `valid_loss`, `history` (a dict per epoch), and `wrong`, see below
     "What is kept of one run: scores, epochs, and the errors on validation: position, prediction, its probability"
-    learn = train(recipe, data, seed, device, quiet=True)
+    learn = train(recipe, data, seed, device, quiet=True, precision=precision)
     with learn.no_bar(), learn.no_logging(): probs,y = learn.get_preds()
     p,pred = probs.as_subclass(Tensor).max(1)
     wrong = [[i, int(pred[i]), _finite(round(float(p[i]), 3))] for i in (pred!=y).nonzero()[:,0].tolist()]
     history = learn.history.epochs.drop(columns='fit').to_dict('records')
     history = [{k: _finite(v) for k,v in epoch.items()} for epoch in history]
     seconds = round(sum(epoch.pop('seconds') for epoch in history), 2)
-    return dict(seconds=seconds, valid_accuracy=1-len(wrong)/len(y), valid_loss=history[-1]['valid_loss'],
-                history=history, wrong=wrong)
+    more = measure(learn.model, data) if measure else {}
+    return dict(seconds=seconds, precision=learn.precision, valid_accuracy=1-len(wrong)/len(y),
+                valid_loss=history[-1]['valid_loss'], **more, history=history, wrong=wrong)
 
 # %% ../nbs/under_the_hood/experiments.ipynb #c0fe6644
 def fingerprint(
@@ -152,14 +157,14 @@ def _follow(pid):
     if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_after, args=(pid,), daemon=True).start()
 
-def _one(key, model, recipe, device, pid, empty, *arrays):
+def _one(key, model, recipe, device, measure, precision, pid, empty, *arrays):
     "In a process: the run `key`, and the machine it was made on"
     _follow(pid)
     _register(model)
     with _busy:
         before = torch.get_num_threads()
         torch.set_num_threads(1)
-        try: return key,machine() | run_once(recipe, key[1], _unpack(empty, arrays), device)
+        try: return key,machine() | run_once(recipe, key[1], _unpack(empty, arrays), device, measure, precision)
         finally: torch.set_num_threads(before)
 
 # %% ../nbs/under_the_hood/experiments.ipynb #df3147b8
@@ -208,6 +213,7 @@ def run_experiment(
     processes:int=2, # How many runs at a time; each takes about 0.7 GB. With 1 they are made in this process
     stale:str='error', # For runs in the file that were made otherwise: 'error', 'replace' (run again) or 'keep'
     quiet:bool=False, # Whether to print nothing
+    measure=None, # See `run_once`
 )->list: # The runs of this grid, as `read_results` gives them
     """Run every arm with every seed, in processes with one thread each; each run is kept in `path` once it is finished
 
@@ -219,11 +225,11 @@ def run_experiment(
     here,plan = environment(data, device),[(arm,seed) for seed in seeds for arm in arms]
     try:
         with file_lock(path.with_name(f'.{path.name}.lock')):
-            return _fill(path, arms, plan, here, data, device, processes, stale, quiet)
+            return _fill(path, arms, plan, here, data, device, processes, stale, quiet, measure)
     except Locked:
         raise ValueError(f'Another process is running a grid into {path}: wait for it, or take another path.') from None
 
-def _fill(path, arms, plan, here, data, device, processes, stale, quiet):
+def _fill(path, arms, plan, here, data, device, processes, stale, quiet, measure):
     "Make the runs of `plan` that are not in the file at `path`"
     found = {(o['arm'],o['seed']): o for o in read_results(path)} if path.exists() else {}
     old = {}
@@ -243,15 +249,19 @@ def _fill(path, arms, plan, here, data, device, processes, stale, quiet):
                              "use machines that are alike, or stale='keep'. Finished runs are kept.")
         found[k] = json.loads(json.dumps(run)) # as it will be read
         _write_results(path, list(found.values()))
-    if todo: _run_all(todo, data, device, processes, quiet, keep)
+    if todo: _run_all(todo, data, device, processes, quiet, measure, keep)
     return [found[k] for k in plan]
 
-def _run_all(todo, data, device, processes, quiet, keep):
+def _precision(recipe, device):
+    "The precision of a run, chosen here, so that all processes take the same"
+    return fastest_precision(device) if recipe.precision=='fastest' else recipe.precision
+
+def _run_all(todo, data, device, processes, quiet, measure, keep):
     "Run what is in `todo`, with progress; `keep` gets each run as soon as it is finished"
     empty,arrays = _pack(data)
     one = delayed(_in_module('_one'))
-    jobs = [one(key, find_model(recipe.arch), recipe, device, os.getpid(), empty, *arrays)
-            for key,recipe in todo.items()]
+    jobs = [one(key, find_model(recipe.arch), recipe, device, measure, _precision(recipe, device), os.getpid(),
+                empty, *arrays) for key,recipe in todo.items()]
     screen = has_screen() and not quiet
     with warnings.catch_warnings(), closing(_finished(jobs, processes)) as finished:
         warnings.filterwarnings('ignore', message='.*have been cancelled') # joblib, after an error or Ctrl-C
@@ -305,12 +315,21 @@ def reproduce(
     return pd.DataFrame(rows), words
 
 # %% ../nbs/under_the_hood/experiments.ipynb #6f432d07
+def _augmentation():
+    "What lesson 14 compares: one change at a time to the recipe of `ConvNet`"
+    plain = recipes['ConvNet']
+    affine = dict(rotate=8, scale=.08, shear=.1, shift=1., thickness=0.)
+    return dict(none=plain, affine=replace(plain, augment=affine),
+                both=replace(plain, augment=affine | dict(elastic=.6)))
+
 def grids()->dict: # Name of a file in `results/`, and its arms
-    "The experiments of lesson 9"
+    "The experiments of lessons 9, 13 and 14"
     base = dict(bs=256, lr=5e-3)
     drop = {f'p={p}': Recipe('ImprovedNetwork', dict(p=p), epochs=5, **base) for p in (0.,.1,.2,.3,.5,.7)}
     return {**{f'epochs{n}': ablation(epochs=n, **base) for n in (1,5,12)},
             'constant5': ablation(epochs=5, bs=256, lr=1e-3, schedule='constant'),
             'narrow5': ablation(sizes=(784,128,64,32,10), epochs=5, **base),
             'dropout5': drop,
-            'recipes': {k: recipes[k] for k in ('Network','ImprovedNetwork')}}
+            'recipes': {k: recipes[k] for k in ('Network','ImprovedNetwork')},
+            'convolution': steps,
+            'augmentation': _augmentation()}

@@ -69,7 +69,7 @@ def digit_dls(
     data = data or load_mnist()
     train = DigitDL(data.train, bs=bs, shuffle=True, after_batch=batch_tfms)
     valid,test = [DigitDL(o, bs=valid_bs, after_batch=batch_tfms) for o in (data.valid,data.test)]
-    return DigitDataLoaders(train, valid, test, path=path, device=device or default_device())
+    return DigitDataLoaders(train, valid, test, path=path, device=torch.device(device or default_device()))
 
 # %% ../nbs/under_the_hood/loaders.ipynb #656b6e1d
 @patch

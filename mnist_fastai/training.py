@@ -16,6 +16,7 @@ from .data import *
 from .loaders import *
 from .models import *
 from .augment import *
+from .callbacks import *
 from fastai.basics import *
 from fastai.callback.schedule import *
 from fastai.callback.progress import *
@@ -71,6 +72,10 @@ class History(Callback):
         if self.new: self.fits += 1
         self.new = False
         if hasattr(self.dls.train_ds, 'source'): note_data(self.model, self.dls)
+
+    def state_dict(self): return dict(fits=self.fits, epochs=self._epochs, batches=self._batches)
+    def load_state_dict(self, state):
+        self.new,self.fits,self._epochs,self._batches = False,state['fits'],state['epochs'],state['batches']
 
     def after_batch(self):
         if not (self.training and self.trained): return
@@ -158,6 +163,9 @@ class Recipe:
     wd:float = 0. # Weight decay
     sqr_mom:float = .999 # Share that Adam's running mean of squares keeps at each step, see `fused_adam`
     augment:dict = field(default_factory=dict) # Arguments of `RandomWarp`; empty for none
+    label_smoothing:float = 0. # See `SmoothLabels`
+    ema:float = 0. # Share of the averaged weights that is kept at each step, see `AverageWeights`; 0 for none
+    precision:str = 'float32' # One of `precisions`; 'fastest' depends on the machine, see `fastest_precision`
 
     def __post_init__(self):
         for o in ('kwargs','augment'): object.__setattr__(self, o, _as_tuples(getattr(self, o)))
@@ -167,11 +175,14 @@ def _check_recipe(r):
     "Raise `ValueError` for a recipe that cannot be trained"
     find_model(r.arch)
     check_choice(r.schedule, schedules, 'schedule')
+    check_choice(r.precision, precisions, 'precision')
     if not isinstance(r.epochs, int) or r.epochs<1:
         raise ValueError(f'The number of epochs must be a positive integer, not {r.epochs!r}.')
     if not 0<r.lr<float('inf'): raise ValueError(f'The learning rate must be a number above 0, not {r.lr}.')
     if not 0<=r.wd<float('inf'): raise ValueError(f'Weight decay must be 0 or more, not {r.wd}.')
-    if not 0<=r.sqr_mom<1: raise ValueError(f'sqr_mom must be at least 0 and below 1, not {r.sqr_mom}.')
+    for name in ('sqr_mom','label_smoothing','ema'):
+        v = getattr(r, name)
+        if not 0<=v<1: raise ValueError(f'{name} must be at least 0 and below 1, not {v}.')
     try: RandomWarp(**r.augment)
     except TypeError as e: raise ValueError(f'augment must hold arguments of RandomWarp ({e}).') from None
 
@@ -193,7 +204,8 @@ def train(
     device=None, # By default a GPU if there is one, else the CPU
     quiet:bool=False, # Whether to print nothing
     cbs=None, # More callbacks
-)->Learner: # Fitted; `learn.recipe` and `learn.seed` say how
+    precision:str=None, # One of `precisions`; by default the recipe's
+)->Learner: # Fitted; `learn.recipe`, `learn.seed` and `learn.precision` say how
     "A repeatable run: seed, then loaders, then network, then fit. On the same CPU and threads, it gives equal numbers"
     data = data or load_mnist()
     set_seed(seed)
@@ -201,10 +213,15 @@ def train(
     dls = digit_dls(data, recipe.bs, device=device, batch_tfms=batch_tfms)
     dls.train.order = torch.Generator().manual_seed(seed) # the same order for networks that draw more random numbers
     opt_func = partial(fused_adam, wd=recipe.wd, sqr_mom=recipe.sqr_mom)
-    net = find_model(recipe.arch)(**recipe.kwargs)
-    learn = digit_learner(dls, net, recipe.lr, opt_func, cbs=cbs)
-    learn.recipe,learn.seed = recipe,seed
-    with ContextManagers([learn.no_bar(), learn.no_logging()] if quiet else []):
+    net = find_model(recipe.arch)(**recipe.kwargs).to(memory_format=torch.channels_last) # for convolutions: faster
+    precision = check_choice(precision or recipe.precision, precisions, 'precision')
+    if precision=='fastest': precision = fastest_precision(dls.device.type)
+    bfloat16 = BFloat16()
+    wanted = {SmoothLabels(recipe.label_smoothing): recipe.label_smoothing, AverageWeights(recipe.ema): recipe.ema,
+              bfloat16: precision=='bfloat16'}
+    learn = digit_learner(dls, net, recipe.lr, opt_func, cbs=[*[cb for cb,on in wanted.items() if on], *L(cbs)])
+    learn.recipe,learn.seed,learn.precision = recipe,seed,precision
+    with ContextManagers([bfloat16.running, *([learn.no_bar(), learn.no_logging()] if quiet else [])]):
         if recipe.schedule=='one-cycle': learn.fit_one_cycle(recipe.epochs, recipe.lr)
         else: learn.fit(recipe.epochs)
     return learn

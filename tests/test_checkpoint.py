@@ -524,7 +524,7 @@ def test_control_characters_stay_out_of_messages(path, good, tmp_path):
         assert str(e.value).isprintable(), str(e.value)
 
 def test_another_architecture(learns, path, good):
-    for o in 'ConvNet', 'network', '', '__class__', 'x'*5000, 'ImprovedNetwork\n':
+    for o in 'NoNet', 'network', '', '__class__', 'x'*5000, 'ImprovedNetwork\n':
         refuse(doctor(good, path, arch=o), 'not known here')
     refuse(doctor(good, path, arch='Network', kwargs=dict(sizes=[784,16,10])), 'do not fit', 'norms.')
     for kw in ({}, dict(sizes=[784,17,10]), dict(sizes=[784,16,16,10]), dict(bn=False, sizes=[784,16,10])):

@@ -225,7 +225,7 @@ def test_networks_that_cannot_be_exported(f, pths, few, tmp_path):
     net = load_network(pths['small'])
     net.norms[0].running_var[0] = float('nan')
     check(net, 'not finite')
-    cards = [('arch','ConvNet','not known here'), ('normalization',[0,0],'normalization'), ('source',[],'source'),
+    cards = [('arch','NoNet','not known here'), ('normalization',[0,0],'normalization'), ('source',[],'source'),
              ('kwargs',{},'do not fit'), ('format','x','save_network')]
     for k,v,why in cards:
         net = load_network(pths['small'])
@@ -457,7 +457,7 @@ def test_files_with_a_fingerprint_are_still_opened(good, pths, tmp_path):
     def add(m): m.metadata_props.add(key='sha256', value='0'*64)
     assert load_onnx(change(good, tmp_path/'x', add)).card==load_onnx(good['onnx']).card
 
-cards = [dict(arch='ConvNet'), dict(arch='Network'), dict(normalization=[0,0]), dict(source=[]), dict(seed='x'),
+cards = [dict(arch='NoNet'), dict(arch='Network'), dict(normalization=[0,0]), dict(source=[]), dict(seed='x'),
          dict(format='x'), dict(metrics=None), dict(kwargs={}), dict(kwargs=dict(sizes=[784])),
          dict(kwargs=dict(sizes=[784,10**9,10])), dict(kwargs=dict(nothing=1)), dict(threads='x'*12_000)]
 bias = torch.zeros(10)

@@ -1,6 +1,5 @@
 "From a picture to a prediction, and what the packaged reader reaches"
 import json
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -53,7 +52,7 @@ def test_the_foreign_digits_are_read_as_well_as_in_the_benchmark(reader):
     assert np.mean(runs)>=.9 and len(runs)==3
 
 def test_the_card_of_the_reader(reader):
-    assert reader.card['recipe']==asdict(recipes['Reader']) and reader.card['seed']==42
+    assert Recipe(**reader.card['recipe'])==recipes['Reader'] and reader.card['seed']==42
     assert reader.net.train_sources==('mnist',) and 0<reader.threshold<1
 
 def test_two_percent_of_the_digits_are_declined(reader, digits):

@@ -94,7 +94,7 @@ def test_a_class_that_is_not_registered(few, tmp_path):
     assert not list(tmp_path.iterdir())
 
 @pytest.mark.parametrize('name', [
-    'load_mnist','os','os.path','mnist_fastai.app','Network.forward','../x','',None,5,('a',),'ConvNet'])
+    'load_mnist','os','os.path','mnist_fastai.app','Network.forward','../x','',None,5,('a',),'NoNet'])
 def test_a_name_that_is_none(name):
     with pytest.raises(ValueError, match='There is no network'): find_model(name)
 
