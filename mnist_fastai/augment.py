@@ -3,7 +3,7 @@
 A plain file until lesson 14 teaches it. `training` uses it for recipes with `augment`.
 """
 
-__all__ = ['random_affine', 'random_warp', 'RandomWarp']
+__all__ = ['random_affine', 'random_warp', 'RandomWarp', 'average_shifts']
 
 import functools, math
 
@@ -78,3 +78,15 @@ class RandomWarp(Transform):
         super().__init__()
         self.kwargs = dict(rotate=rotate, scale=scale, shear=shear, shift=shift, thickness=thickness, elastic=elastic)
     def encodes(self, xb:TensorImageBW): return random_warp(xb, **self.kwargs)
+
+def average_shifts(
+    net:nn.Module, # In evaluation mode
+    xb:Tensor, # A batch, normalized (n, 1, 28, 28)
+    by:int=1, # Pixels
+) -> Tensor: # (n, 10)
+    "Mean probabilities over each digit as it is and moved to the left, right, up and down"
+    x = F.pad(xb.as_subclass(Tensor), (by,by,by,by), mode='replicate')
+    size = 28
+    probs = [net(x[:,:,top:top+size,left:left+size]).softmax(1)
+             for top,left in ((by,by), (by,0), (by,2*by), (0,by), (2*by,by))]
+    return torch.stack(probs).mean(0)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Run the experiments of lesson 9 and keep every run in `results/`.
+"""Run the experiments of lessons 9, 13 and 14 and keep every run in `results/`.
 
 usage: python tools/grids.py [--seeds N] [--processes N] [--stale replace|keep] [NAME ...]
 (default: all grids, seeds 1 to 10, 2 processes; forty minutes on 2 cores)
@@ -8,6 +8,26 @@ Runs that are in the files are not repeated, so a stopped grid goes on where it 
 """
 import argparse, sys, time
 from pathlib import Path
+
+def foreign_digits():
+    "The digits of scikit-learn's `load_digits`, by other writers, in MNIST's form"
+    import numpy as np, torch
+    from sklearn.datasets import load_digits
+    from mnist_fastai.data import Digits
+    from mnist_fastai.preprocess import preprocess
+    foreign = load_digits()
+    return Digits(torch.stack([preprocess((o/16).astype(np.float32)) for o in foreign.images]), foreign.target)
+
+def measure(net, data):
+    "More numbers of a run: accuracy with five shifts averaged, on validation, and accuracy on other writers' digits"
+    import torch
+    from mnist_fastai.augment import average_shifts
+    from mnist_fastai.interpret import logits_of
+    foreign = foreign_digits()
+    x = data.valid[:][0]
+    with torch.no_grad(): probs = torch.cat([average_shifts(net.eval(), o) for o in x.split(1000)])
+    return dict(shifts_accuracy=(probs.argmax(1)==data.valid.labels).double().mean().item(),
+                load_digits=(logits_of(net, foreign).argmax(1)==foreign.labels).double().mean().item())
 
 def main():
     from mnist_fastai.data import load_mnist
@@ -26,7 +46,8 @@ def main():
         start = time.perf_counter()
         print(f'\n{name}', flush=True)
         run_experiment(grids()[name], range(1, args.seeds+1), folder/f'{name}.json', data,
-                       processes=args.processes, stale=args.stale)
+                       processes=args.processes, stale=args.stale,
+                       measure=measure if name in ('convolution','augmentation') else None)
         print(f'{name}: {time.perf_counter()-start:.0f} s', flush=True)
 
 if __name__=='__main__':
