@@ -1,7 +1,8 @@
 "The convolutional network: what it accepts, what it computes, that it learns, and that it is saved"
+import json
 from dataclasses import asdict, replace
 
-import json, pytest, torch
+import pytest, torch
 from torch import nn
 
 from mnist_fastai.checkpoint import load_network, save_network
@@ -50,8 +51,8 @@ def test_all_shapes_of_a_batch(x, shape):
 def test_another_shape_is_an_error():
     with pytest.raises(ValueError, match='A batch of digits is'): ConvNet()(torch.zeros(2, 3, 28, 28))
 
-def test_a_larger_shift_than_the_stride_moves_the_maps(x):
-    "The first feature maps move with the digit"
+def test_the_first_feature_maps_move_with_the_digit(x):
+    "By half as many places, as the stride is 2"
     net = ConvNet(pool=False).eval()
     digit = torch.zeros(1, 1, 28, 28)
     digit[:,:,10:18,10:18] = x[:1,:,:8,:8]
