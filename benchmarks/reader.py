@@ -13,8 +13,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np, torch
-from sklearn.datasets import load_digits
 
+from measures import accuracy, foreign_digits
 import mnist_fastai.inference # adds recipes['Reader']
 from mnist_fastai.checkpoint import save_network
 from mnist_fastai.core import versions, atomic_write
@@ -58,8 +58,6 @@ def all_forms(ds):
     forms = {kind: torch.stack([preprocess_or_blank(o) for o in simulate(ds, kind)]) for kind in capture_kinds}
     return dict(clean=ds.images) | forms
 
-def accuracy(net, ds, labels): return (logits_of(net, ds).argmax(1)==labels).double().mean().item()
-
 def accuracies(net, forms, labels): return {kind: accuracy(net, Digits(o), labels) for kind,o in forms.items()}
 
 def timed_train(recipe, data, seed):
@@ -90,11 +88,6 @@ def run_grid(data, seeds):
             write_csv(path, rows)
             mean = np.mean(list(acc.values()))
             print(f'{name}, seed {seed}: {100*mean:.2f} % in all forms, {seconds:.0f} s', flush=True)
-
-def foreign_digits():
-    foreign = load_digits()
-    images = torch.stack([preprocess((o/16).astype(np.float32)) for o in foreign.images])
-    return Digits(images, foreign.target)
 
 def decision_threshold(net, ds):
     "The confidence that 2 % of one half of the digits are below"

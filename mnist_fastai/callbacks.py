@@ -105,6 +105,12 @@ def _set_random_state(dls, states):
     if dls.train.order is not None: dls.train.order.set_state(states.pop(0))
     if dls.device.type!='cpu': torch.get_device_module(dls.device).set_rng_state(states.pop(0))
 
+def _plain(o):
+    "`o` with numpy's numbers, at any depth, as Python's: others are not loaded from a file"
+    if isinstance(o, dict): return {k: _plain(v) for k,v in o.items()}
+    if isinstance(o, (list,tuple)): return type(o)(map(_plain, o))
+    return o.item() if isinstance(o, np.generic) else o
+
 class Resume(Callback):
     """Keep the whole state of a training in a file after each epoch. The same training, started again, goes on from it
 
@@ -167,5 +173,5 @@ class Resume(Callback):
                      smooth_loss=[smooth_loss.val,smooth_loss.count],
                      callbacks={name: cb.state_dict() for name,cb in self._with_state().items()})
         buf = io.BytesIO()
-        torch.save(state, buf)
+        torch.save(_plain(state), buf)
         atomic_write(self.path, buf.getvalue())

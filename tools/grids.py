@@ -9,27 +9,11 @@ Runs that are in the files are not repeated, so a stopped grid goes on where it 
 import argparse, sys, time
 from pathlib import Path
 
-def foreign_digits():
-    "The digits of scikit-learn's `load_digits`, by other writers, in MNIST's form"
-    import numpy as np, torch
-    from sklearn.datasets import load_digits
-    from mnist_fastai.data import Digits
-    from mnist_fastai.preprocess import preprocess
-    foreign = load_digits()
-    return Digits(torch.stack([preprocess((o/16).astype(np.float32)) for o in foreign.images]), foreign.target)
-
-def measure(net, data):
-    "More numbers of a run: accuracy with five shifts averaged, on validation, and accuracy on other writers' digits"
-    import torch
-    from mnist_fastai.augment import average_shifts
-    from mnist_fastai.interpret import logits_of
-    foreign = foreign_digits()
-    x = data.valid[:][0]
-    with torch.no_grad(): probs = torch.cat([average_shifts(net.eval(), o) for o in x.split(1000)])
-    return dict(shifts_accuracy=(probs.argmax(1)==data.valid.labels).double().mean().item(),
-                load_digits=(logits_of(net, foreign).argmax(1)==foreign.labels).double().mean().item())
+root = Path(__file__).resolve().parents[1]
 
 def main():
+    sys.path.insert(0, str(root/'benchmarks')) # for the processes too
+    from measures import measure
     from mnist_fastai.data import load_mnist
     from mnist_fastai.experiments import grids, run_experiment
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -41,7 +25,7 @@ def main():
     args = p.parse_args()
     if unknown := set(args.names)-set(grids()):
         p.error(f'there is no grid {", ".join(sorted(unknown))}: choose from {", ".join(grids())}')
-    data,folder = load_mnist(sample=False),Path(__file__).parents[1]/'results'
+    data,folder = load_mnist(sample=False),root/'results'
     for name in args.names or grids():
         start = time.perf_counter()
         print(f'\n{name}', flush=True)
