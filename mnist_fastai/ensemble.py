@@ -128,10 +128,10 @@ def _check_teacher(teacher, data, T):
     check_unseen(teacher, data.valid)
     if not 0<T<float('inf'): raise ValueError(f'The temperature must be a number above 0, not {T}.')
 
-# %% ../nbs/15_ensembles.ipynb #0dec6357
+# %% ../nbs/15_ensembles.ipynb #39c983ad
 def distill(
     teacher:nn.Module, # A trained network, such as an `Ensemble`; it stays as it is
-    recipe:Recipe, # Of the student; its label smoothing is left out, since the soft labels take its place
+    recipe:Recipe, # Of the student; soft labels take the place of its label smoothing
     data:Mnist=None, # By default `load_mnist()`
     seed:int=42,
     T:float=3., # Temperature of the soft labels
@@ -143,7 +143,7 @@ def distill(
     Raises `ValueError` for a teacher of unknown origin, or one that may have learned from the validation digits."""
     data = data or load_mnist()
     _check_teacher(teacher, data, T)
-    learn = train(replace(recipe, label_smoothing=0.), data, seed, cbs=[SoftLabels(teacher, T), *L(cbs)], **kwargs)
+    learn = train(recipe, data, seed, cbs=[SoftLabels(teacher, T), *L(cbs)], **kwargs)
     learn.recipe = None
     return learn
 

@@ -67,7 +67,8 @@ def test_members_keep_their_mode(nets, small):
     assert not any(o.training for o in net.modules())
 
 def test_one_member_predicts_as_alone(nets, small):
-    torch.testing.assert_close(logits_of(Ensemble(nets[:1]), small.valid), logits_of(nets[0], small.valid).log_softmax(1))
+    alone = logits_of(nets[0], small.valid).log_softmax(1)
+    torch.testing.assert_close(logits_of(Ensemble(nets[:1]), small.valid), alone)
 
 # --- data of the members
 
@@ -88,7 +89,8 @@ def test_members_of_different_data_are_an_error():
 
 def test_an_ensemble_needs_networks(small):
     with pytest.raises(ValueError, match='no members'): Ensemble([])
-    with pytest.raises(ValueError, match='not Learner: of a Learner, give `.model`'): Ensemble([fit(replace(fast, epochs=1), small)])
+    learn = fit(replace(fast, epochs=1), small)
+    with pytest.raises(ValueError, match='not Learner: of a Learner, give `.model`'): Ensemble([learn])
 
 # --- files
 
@@ -151,7 +153,8 @@ def test_a_student_comes_from_the_data_of_its_teacher(small, tmp_path):
     assert learn.recipe is None and load_network(save_network(learn, tmp_path/'s.pth')).card['recipe'] is None
 
 def test_label_smoothing_has_no_effect_on_soft_labels(ensemble, small):
-    a,b = (distill(ensemble, replace(fast, epochs=1, label_smoothing=o), small, 1, device='cpu', quiet=True) for o in (0.,.2))
+    both = [replace(fast, epochs=1, label_smoothing=o) for o in (0.,.2)]
+    a,b = (distill(ensemble, o, small, 1, device='cpu', quiet=True) for o in both)
     assert a.history.epochs.train_loss.tolist()==b.history.epochs.train_loss.tolist()
 
 def test_the_teacher_sees_what_the_student_sees(small):
