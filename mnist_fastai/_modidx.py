@@ -204,6 +204,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'mnist_fastai.export._ms': ('export.html#_ms', 'mnist_fastai/export.py'),
                                      'mnist_fastai.export._open_onnx': ('export.html#_open_onnx', 'mnist_fastai/export.py'),
                                      'mnist_fastai.export._opening': ('export.html#_opening', 'mnist_fastai/export.py'),
+                                     'mnist_fastai.export._quantize_convolutions': ( 'export.html#_quantize_convolutions',
+                                                                                     'mnist_fastai/export.py'),
                                      'mnist_fastai.export._quiet': ('export.html#_quiet', 'mnist_fastai/export.py'),
                                      'mnist_fastai.export._read_onnx': ('export.html#_read_onnx', 'mnist_fastai/export.py'),
                                      'mnist_fastai.export._tensors': ('export.html#_tensors', 'mnist_fastai/export.py'),
