@@ -4,10 +4,10 @@ A plain file. `training` adds the first three for a recipe that asks for them; l
 `Resume` is for long trainings: `train(recipe, data, seed, cbs=Resume(path))`.
 """
 
-__all__ = ['precisions', 'fastest_precision', 'choose_precision', 'BFloat16', 'SmoothLabels', 'AverageWeights', 'Resume',
-           'ResumeError']
+__all__ = ['precisions', 'fastest_precision', 'choose_precision', 'BFloat16', 'SmoothLabels', 'AverageWeights',
+           'Resume', 'ResumeError']
 
-import functools, json, sys, time, zlib
+import functools, json, sys, time, warnings, zlib
 from contextlib import ExitStack
 from dataclasses import asdict
 
@@ -187,7 +187,8 @@ class Resume(Callback):
         if not self.file.exists(): return None
         try:
             if not self.file.is_file(): raise OSError('not a regular file') # to open a pipe is to wait
-            state = torch.load(self.file, map_location='cpu', weights_only=True)
+            with warnings.catch_warnings(action='ignore'): # about pickles of another kind
+                state = torch.load(self.file, map_location='cpu', weights_only=True)
             ok = state['format']==_format and isinstance(state['plan'], dict) and 0<state['done']==len(state['rows'])
         except OSError as e:
             raise ResumeError(f'{self.file} cannot be read ({e.strerror or e}): make it readable, '

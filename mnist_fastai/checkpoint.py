@@ -28,8 +28,8 @@ def _make_card(learn, metrics):
     return dict(format=_formats[-1], arch=model_name(net), kwargs=net.init_kwargs,
                 normalization=[info.mean,info.std], classes=info.classes, size=info.size, source=net.train_sources,
                 seed=getattr(learn, 'seed', None), epochs=len(learn.history.epochs), recipe=recipe and asdict(recipe),
-                precision=getattr(learn, 'precision', None), metrics=dict(metrics or {}), versions=versions(), device=str(learn.dls.device),
-                threads=torch.get_num_threads())
+                precision=getattr(learn, 'precision', None), metrics=dict(metrics or {}), versions=versions(),
+                device=str(learn.dls.device), threads=torch.get_num_threads())
 
 def check_savable(learn):
     "Raise `ValueError` for anything that `load_network` could not open again"

@@ -29,8 +29,8 @@ def _parser():
     rate = _number(float, lambda v: 0<v<math.inf, 'a number above 0')
     seed = _number(int, lambda v: 0<=v<2**32, f'a whole number from 0 to {2**32-1}')
     p = argparse.ArgumentParser('mnist_train', description='Train networks on MNIST, compare them, and save them.',
-                                epilog='An option that is left out is taken from the recipe of the network. After Ctrl-C or '
-                                       'a crash, the same command goes on after the last finished epoch.')
+                                epilog='An option that is left out is taken from the recipe of the network. After '
+                                       'Ctrl-C or a crash, the same command goes on after the last finished epoch.')
     p.add_argument('--out', type=Path, default=Path('trained'),
                    help='folder for NAME.pth of each network, losses.png, results.json (default: trained)')
     p.add_argument('--networks', nargs='+', metavar='NAME', default=['Network','ImprovedNetwork'],

@@ -36,7 +36,8 @@ def _measured(measure, net, data):
     try: more = {k: _finite(v.item() if hasattr(v, 'item') else v) for k,v in more.items()}
     except (AttributeError,TypeError,ValueError,RuntimeError):
         raise ValueError(f'measure must give a dict of names and numbers, not {more!r:.80}.') from None
-    if used := taken & more.keys(): raise ValueError(f'measure gives {min(used)!r}, which a run has already: rename it.')
+    used = sorted(taken & more.keys())
+    if used: raise ValueError(f'measure gives {used[0]!r}, which a run has already: rename it.')
     return more
 
 def run_once(

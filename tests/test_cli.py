@@ -349,7 +349,7 @@ def test_stopped_and_gone_on_with(tmp_path, twelve, during, finished, how):
     told = command(*args)
     assert told.returncode==0 and told.stderr=='', told.stderr
     goes_on = [o for o in told.stdout.splitlines() if o.startswith('This training ')]
-    assert re.fullmatch(rf'This training goes on after epoch \d+ of 12: its state is in .*/{during}.resume', goes_on[-1])
+    assert re.fullmatch(rf'This training goes on after epoch \d+ of 12: .*/{during}.resume', goes_on[-1])
     assert len(goes_on)==len(states) and all('was finished before' in o for o in goes_on[:-1])
     assert names(tmp_path)==FILES and results(tmp_path)==twelve
 
