@@ -1,6 +1,7 @@
 """Modules:
 
 - `mnist_fastai.callbacks`: What a recipe can switch on in a training, as fastai callbacks, and a training that goes on after a stop.
+- `mnist_fastai.cli`: The command `mnist_train`: train networks, compare them, save them.
 - `mnist_fastai.files`: The official files of MNIST: found, fetched, verified. And the sample, which stands in where they cannot be had.
 - `mnist_fastai.images`: Pictures of any kind that people have, opened safely and as grey. Files of strangers come in here.
 - `mnist_fastai.predict`: The command `mnist_predict`: read the digits in pictures, a line each.

@@ -28,8 +28,8 @@ def _make_card(learn, metrics):
     return dict(format=_formats[-1], arch=model_name(net), kwargs=net.init_kwargs,
                 normalization=[info.mean,info.std], classes=info.classes, size=info.size, source=net.train_sources,
                 seed=getattr(learn, 'seed', None), epochs=len(learn.history.epochs), recipe=recipe and asdict(recipe),
-                metrics=dict(metrics or {}), versions=versions(), device=str(learn.dls.device),
-                threads=torch.get_num_threads())
+                precision=getattr(learn, 'precision', None), metrics=dict(metrics or {}), versions=versions(),
+                device=str(learn.dls.device), threads=torch.get_num_threads())
 
 def check_savable(learn):
     "Raise `ValueError` for anything that `load_network` could not open again"
@@ -131,6 +131,7 @@ def _check_archive(
 
 _types = dict(format=str, arch=str, kwargs=dict, normalization=list, source=list, seed=(int,type(None)), epochs=int,
               recipe=(dict,type(None)), metrics=dict, versions=dict, device=str, threads=int, classes=list, size=list)
+_optional = dict(precision=(str,type(None))) # older cards do not have it
 _format_1 = dict(classes=list('0123456789'), size=[28,28]) # what format 1 does not say
 
 def _is_normalization(pair): return len(pair)==2 and all(map(math.isfinite, pair)) and pair[1]>0
@@ -148,6 +149,7 @@ def read_card(
         raise CheckpointError(_other_message)
     if fmt==_formats[0]: card = {**card, **_format_1}
     wrong = [k for k,t in _types.items() if not isinstance(card.get(k, ...), t)]
+    wrong += [k for k,t in _optional.items() if k in card and not isinstance(card[k], t)]
     for k,t in dict(source=str, classes=str, size=int, normalization=(int,float)).items():
         if k not in wrong and not (card[k] and all(isinstance(o, t) for o in card[k])): wrong.append(k)
     if not wrong and not _is_normalization(card['normalization']): wrong = ['normalization']
@@ -188,7 +190,7 @@ def rebuild(
         raise CheckpointError('holds weights that are not finite numbers: train it again.')
     if any((v<0).any() for k,v in state.items() if k.endswith('running_var')):
         raise CheckpointError('holds a variance below 0: train it again.')
-    net.to_empty(device='cpu').load_state_dict(state)
+    net.to_empty(device='cpu').to(memory_format=torch.channels_last).load_state_dict(state) # as it was trained
     describe(net, card)
     return net.eval()
 

@@ -1,4 +1,7 @@
-"""The command `mnist_train`: train both networks, compare them, save them.
+"""The command `mnist_train`: train networks, compare them, save them.
+
+While it runs, the state of each training is kept in the output folder, as NAME.resume, and the same command goes on
+from there after a stop. All states are removed at the end.
 
 A plain file: what it does is taught in lessons 6 to 8, and this only strings it together.
 """
@@ -26,14 +29,17 @@ def _parser():
     rate = _number(float, lambda v: 0<v<math.inf, 'a number above 0')
     seed = _number(int, lambda v: 0<=v<2**32, f'a whole number from 0 to {2**32-1}')
     p = argparse.ArgumentParser('mnist_train', description='Train networks on MNIST, compare them, and save them.',
-                                epilog='An option that is left out is taken from the recipe of lesson 7.')
+                                epilog='An option that is left out is taken from the recipe of the network. After '
+                                       'Ctrl-C or a crash, the same command goes on after the last finished epoch.')
     p.add_argument('--out', type=Path, default=Path('trained'),
                    help='folder for NAME.pth of each network, losses.png, results.json (default: trained)')
     p.add_argument('--networks', nargs='+', metavar='NAME', default=['Network','ImprovedNetwork'],
-                   help='names of recipes (default: Network ImprovedNetwork)')
+                   help='names of recipes, such as ConvNet (default: Network ImprovedNetwork)')
     p.add_argument('--epochs', type=count, help='passes over the training split')
     p.add_argument('--batch-size', type=count, dest='bs', help='digits a step')
     p.add_argument('--lr', type=rate, help='highest learning rate')
+    p.add_argument('--precision', choices=('float32','bfloat16','fastest'),
+                   help='of the forward pass in training; fastest is what a short measurement finds faster here')
     p.add_argument('--seed', type=seed, default=42, help='of the run (default: 42)')
     p.add_argument('--device', help='cpu, cuda or mps (default: a GPU if there is one)')
     p.add_argument('--sample', action=argparse.BooleanOptionalAction,
@@ -81,16 +87,40 @@ class _Output:
         if not self.done: return 'Nothing was finished or written.'
         return f'Finished and whole in {self.folder}: {", ".join(self.done)}.'
 
-def _train_one(name, recipe, args, data, device, out):
+    def state(self, name): return self.folder/f'{name}.resume' # of the training of that network
+
+    def remove_state(self, name):
+        "Remove the state of a training, and what a killed command has left of one"
+        for o in (self.state(name), *self.folder.glob(f'.new-{name}.resume-*')): o.unlink(missing_ok=True)
+
+    def stopped(self, names):
+        "What to say after Ctrl-C"
+        kept = any(self.state(o).exists() for o in names)
+        return self.finished() + kept*' The same command goes on after the last finished epoch.'
+
+def _check_training(recipe, args, data, device, state):
+    "Do all of a training but its epochs: what cannot be trained or gone on with raises its error. Gives the precision"
+    from fastai.callback.core import Callback
+    from fastai.learner import CancelFitException
+    from mnist_fastai.callbacks import Resume
+    from mnist_fastai.training import train
+    class Cancel(Callback):
+        order = Resume.order + 1
+        def before_fit(self): raise CancelFitException
+    return train(recipe, data, args.seed, device, quiet=True, cbs=[Resume(state),Cancel()]).precision
+
+def _train_one(name, recipe, precision, args, data, device, out):
     "Train and save one network; the learner, and its row of results"
     import numpy as np
+    from mnist_fastai.callbacks import Resume
     from mnist_fastai.checkpoint import save_network
     from mnist_fastai.improvement import summarize
     from mnist_fastai.training import train
     print(f'\n{name}: epochs {recipe.epochs}, batch size {recipe.bs}, '
-          f'learning rate up to {recipe.lr:g}, seed {args.seed}')
-    learn = train(recipe, data, args.seed, device)
+          f'learning rate up to {recipe.lr:g}, seed {args.seed}, {precision}')
+    learn = train(recipe, data, args.seed, device, cbs=Resume(out.state(name)), precision=precision)
     if not np.isfinite(learn.history.epochs[['train_loss','valid_loss']].to_numpy()).all():
+        out.remove_state(name)
         raise ValueError(f'The loss of {name} is no longer a number: choose a smaller --lr than {recipe.lr:g}.')
     table = summarize({name: learn}, ('valid','test'))
     row = table.to_dict('index')[name]
@@ -104,11 +134,10 @@ def _run(args, out):
     matplotlib.use('agg')
     from mnist_fastai.data import load_mnist
     from mnist_fastai.improvement import recipes # which brings the two recipes
-    from mnist_fastai.loaders import digit_dls
-    from mnist_fastai.models import find_model
-    from mnist_fastai.training import digit_learner, find_recipe
+    from mnist_fastai.training import find_recipe
     device = _device(args.device)
-    changes = {k: v for k,v in dict(epochs=args.epochs, bs=args.bs, lr=args.lr).items() if v is not None}
+    options = dict(epochs=args.epochs, bs=args.bs, lr=args.lr, precision=args.precision)
+    changes = {k: v for k,v in options.items() if v is not None}
     plan = {name: replace(find_recipe(name), **changes) for name in args.networks}
     out.prepare()
     with out.lock():
@@ -117,10 +146,10 @@ def _run(args, out):
                     sample='the packaged sample of MNIST; results are from the sample')
         print(f'Data: {what[data.source]} ({len(data.train):,} digits to train on, '
               f'{len(data.valid):,} for validation, {len(data.test):,} for the test).')
-        for r in plan.values(): # what cannot be trained raises its error before anything is trained
-            digit_learner(digit_dls(data, r.bs), find_model(r.arch)(**r.kwargs))
-        trained = {name: _train_one(name, recipe, args, data, device, out) for name,recipe in plan.items()}
+        chosen = {name: _check_training(r, args, data, device, out.state(name)) for name,r in plan.items()}
+        trained = {name: _train_one(name, r, chosen[name], args, data, device, out) for name,r in plan.items()}
         _write_results(trained, plan, args.seed, data.source, out)
+        for name in plan: out.remove_state(name)
 
 def _write_results(trained, plan, seed, source, out):
     "Write the plot and the results of all networks, and print the table"
@@ -130,7 +159,8 @@ def _write_results(trained, plan, seed, source, out):
     results = {}
     for name,(learn,table) in trained.items():
         history = learn.history.epochs.drop(columns='fit').to_dict('records')
-        results[name] = dict(table.to_dict('index')[name], seed=seed, recipe=asdict(plan[name]), history=history)
+        results[name] = dict(table.to_dict('index')[name], seed=seed, precision=learn.precision,
+                             recipe=asdict(plan[name]), history=history)
     png = io.BytesIO()
     plot_losses(learns).figure.savefig(png, dpi=120, bbox_inches='tight')
     out.write('losses.png', lambda path: atomic_write(path, png.getvalue()))
@@ -152,7 +182,7 @@ def main(argv=None):
         _run(args, out)
         return 0
     except KeyboardInterrupt:
-        print(f'\nStopped. {printable(out.finished())}', file=sys.stderr)
+        print(f'\nStopped. {printable(out.stopped(args.networks))}', file=sys.stderr)
         return 130
     except Locked:
         why = f'Another mnist_train writes into {args.out}: wait for it, or choose another folder with --out.'

@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from importlib import import_module
 
 from .core import *
-from .callbacks import fastest_precision
+from .callbacks import choose_precision
 from .data import *
 from .models import *
 from .training import *
@@ -29,12 +29,23 @@ from fastprogress.fastprogress import progress_bar
 # %% ../nbs/under_the_hood/experiments.ipynb #112dfe2e
 def _finite(v): return v if math.isfinite(v) else None # JSON has no NaN
 
+def _measured(measure, net, data):
+    "What `measure` gives, as plain numbers. Raises `ValueError` for anything else, and for a name that is taken"
+    more,taken = measure(net, data),{'arm','seed','recipe','seconds','precision','valid_accuracy','valid_loss'}
+    taken |= {'history','wrong','source','digits','device','versions','threads','capability','processor'}
+    try: more = {k: _finite(v.item() if hasattr(v, 'item') else v) for k,v in more.items()}
+    except (AttributeError,TypeError,ValueError,RuntimeError):
+        raise ValueError(f'measure must give a dict of names and numbers, not {more!r:.80}.') from None
+    used = sorted(taken & more.keys())
+    if used: raise ValueError(f'measure gives {used[0]!r}, which a run has already: rename it.')
+    return more
+
 def run_once(
     recipe:Recipe, # What to train
     seed:int,
     data:Mnist, # The digits
     device='cpu',
-    measure=None, # A function of the network and `data` that gives a dict of more numbers
+    measure=None, # A function of the network, in evaluation mode, and `data`: gives a dict of more numbers to keep
     precision:str=None, # Of the training; by default the recipe's
 )->dict: # `seconds`, `precision`, `valid_accuracy`, `valid_loss`, `history` (a dict per epoch), and `wrong`, see below
     "What is kept of one run: scores, epochs, and the errors on validation: position, prediction, its probability"
@@ -45,7 +56,7 @@ def run_once(
     history = learn.history.epochs.drop(columns='fit').to_dict('records')
     history = [{k: _finite(v) for k,v in epoch.items()} for epoch in history]
     seconds = round(sum(epoch.pop('seconds') for epoch in history), 2)
-    more = measure(learn.model, data) if measure else {}
+    more = _measured(measure, learn.model.eval(), data) if measure else {}
     return dict(seconds=seconds, precision=learn.precision, valid_accuracy=1-len(wrong)/len(y),
                 valid_loss=history[-1]['valid_loss'], **more, history=history, wrong=wrong)
 
@@ -119,8 +130,12 @@ def environment_diff(
     here:dict, # what `environment` gives for it
 )->list: # 'torch 2.14.1 there, 2.15.0 here', and so on; empty if all is the same
     "Why a run of the same arm and seed is not the run that is wanted"
-    want = _flat(dict(recipe=asdict(recipe), **here))
-    have = _flat({'recipe': _recipe_of(run), **{k: run.get(k) for k in here}})
+    want = dict(recipe=asdict(recipe), **here)
+    have = {'recipe': _recipe_of(run), **{k: run.get(k) for k in here}}
+    if here: # a recipe may ask for the fastest precision, which depends on the machine
+        want['precision'] = choose_precision(recipe.precision, here['device'])
+        have['precision'] = run.get('precision', 'float32') # old runs do not say it
+    want,have = _flat(want),_flat(have)
     different = [k for k in {**want, **have} if have.get(k)!=want.get(k)]
     return [f'{k.split(".")[-1]} {have.get(k)} there, {want.get(k)} here' for k in different]
 
@@ -213,7 +228,7 @@ def run_experiment(
     processes:int=2, # How many runs at a time; each takes about 0.7 GB. With 1 they are made in this process
     stale:str='error', # For runs in the file that were made otherwise: 'error', 'replace' (run again) or 'keep'
     quiet:bool=False, # Whether to print nothing
-    measure=None, # See `run_once`
+    measure=None, # See `run_once`; its `data` has no test digits. Finished runs are not measured again
 )->list: # The runs of this grid, as `read_results` gives them
     """Run every arm with every seed, in processes with one thread each; each run is kept in `path` once it is finished
 
@@ -252,16 +267,13 @@ def _fill(path, arms, plan, here, data, device, processes, stale, quiet, measure
     if todo: _run_all(todo, data, device, processes, quiet, measure, keep)
     return [found[k] for k in plan]
 
-def _precision(recipe, device):
-    "The precision of a run, chosen here, so that all processes take the same"
-    return fastest_precision(device) if recipe.precision=='fastest' else recipe.precision
-
 def _run_all(todo, data, device, processes, quiet, measure, keep):
     "Run what is in `todo`, with progress; `keep` gets each run as soon as it is finished"
     empty,arrays = _pack(data)
     one = delayed(_in_module('_one'))
-    jobs = [one(key, find_model(recipe.arch), recipe, device, measure, _precision(recipe, device), os.getpid(),
-                empty, *arrays) for key,recipe in todo.items()]
+    def precision(recipe): return choose_precision(recipe.precision, device) # here, so that all processes take the same
+    jobs = [one(key, find_model(recipe.arch), recipe, device, measure, precision(recipe), os.getpid(), empty, *arrays)
+            for key,recipe in todo.items()]
     screen = has_screen() and not quiet
     with warnings.catch_warnings(), closing(_finished(jobs, processes)) as finished:
         warnings.filterwarnings('ignore', message='.*have been cancelled') # joblib, after an error or Ctrl-C

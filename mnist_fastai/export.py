@@ -157,6 +157,7 @@ class OnnxNetwork:
         opts = ort.SessionOptions()
         opts.intra_op_num_threads = torch.get_num_threads()
         opts.log_severity_level = 4 # fatal errors only; others are raised
+        opts.add_session_config_entry('session.disable_quant_qdq', '1') # weights of eight bits become floats once
         self.session = ort.InferenceSession(content, opts, providers=['CPUExecutionProvider'])
         describe(self, card)
 
@@ -221,7 +222,7 @@ def export_safetensors(
     `ImportError` without the extra `export`."""
     st, = _extra('safetensors.torch')
     card,net = _card_and_copy(model)
-    content = st.save(net.state_dict(), dict(card=json.dumps(card)))
+    content = st.save(weights_of(net), dict(card=json.dumps(card)))
     with _writing(path): return atomic_write(path, content)
 
 def load_safetensors(
@@ -241,22 +242,48 @@ def load_safetensors(
         return rebuild(card, state, Path(path).stat().st_size)
 
 # %% ../nbs/19_export.ipynb #7913021f
+_int8 = 'MatMulInteger','ConvInteger','DequantizeLinear' # the steps of a network with weights of eight bits
+
+def _quantize_convolutions(m):
+    """Give each convolution of the model `m` weights of eight bits, a scale for each channel
+
+    They become floats again when the network runs: ONNX Runtime's `ConvInteger` takes many times as long."""
+    onnx, = _extra('onnx')
+    of,tensors = onnx.numpy_helper,{o.name: o for o in m.graph.initializer}
+    for i,node in reversed(list(enumerate(m.graph.node))):
+        if node.op_type!='Conv' or node.input[1] not in tensors: continue
+        name = node.input[1]
+        w = of.to_array(tensors[name])
+        scale = np.abs(w).reshape(len(w), -1).max(1)/127
+        scale[scale==0] = 1
+        small = np.round(w/scale.reshape(-1, *[1]*(w.ndim-1))).astype(np.int8)
+        names = [f'{name}_{i}_{o}' for o in ('int8','scale','float')]
+        m.graph.initializer.extend([of.from_array(small, names[0]), of.from_array(scale, names[1])])
+        m.graph.node.insert(i, onnx.helper.make_node('DequantizeLinear', names[:2], names[2:], axis=0))
+        node.input[1] = names[2]
+    used = {o for node in m.graph.node for o in node.input}
+    for o in [o for o in m.graph.initializer if o.name not in used]: m.graph.initializer.remove(o)
+
 def quantize_onnx(
     path, # A file made by `export_onnx`
     to, # File to write
 )->Path: # `to`
-    """The same network with weights of eight bits, a scale for each unit, and activations quantized batch by batch
+    """The same network with weights of eight bits, a scale for each unit or channel
 
+    The activations before linear layers are quantized batch by batch, those before convolutions are not.
     Predictions may differ. Raises `CheckpointError` for a file that `load_onnx` does not open, `ValueError` for one
     that is quantized already, `OSError` if the file cannot be written."""
     onnx,quantization = _extra('onnx', 'onnxruntime.quantization')
     with _opening(path): m,net = _read_onnx(path)
-    if any(node.op_type=='MatMulInteger' for node in m.graph.node):
+    if any(node.op_type in _int8 for node in m.graph.node):
         raise ValueError(f'{path} has weights of eight bits already: give the file that export_onnx wrote.')
     with _writing(to), _quiet(), tempfile.TemporaryDirectory() as d:
         int8 = Path(d)/'int8.onnx'
-        quantization.quantize_dynamic(m, int8, per_channel=True, weight_type=quantization.QuantType.QInt8)
-        content = _with_card(onnx.load(int8), net.card, 'int8, a scale for each unit')
+        quantization.quantize_dynamic(m, int8, per_channel=True, weight_type=quantization.QuantType.QInt8,
+                                      op_types_to_quantize=['MatMul'])
+        small = onnx.load(int8)
+        _quantize_convolutions(small)
+        content = _with_card(small, net.card, 'int8, a scale for each unit or channel')
     with _opening(to): _open_onnx(content)
     with _writing(to): return atomic_write(to, content)
 

@@ -7,7 +7,7 @@ __all__ = ['Prediction', 'side_by_side', 'Predictor', 'mix_in', 'fine_tune']
 
 # %% ../nbs/17_reader.ipynb #ed0d3d3e
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from scipy import ndimage
 
 import mnist_fastai
@@ -185,17 +185,17 @@ def fine_tune(
     own:Digits, # Your own digits, with labels
     data:Mnist, # What it was trained on
     epochs:int=1,
-    lr:float=5e-4, # Highest learning rate: a tenth of that of the reader
+    lr:float=None, # Highest learning rate; by default a tenth of that of its recipe
     seed:int=42,
     share:float=.1, # See `mix_in`
     device=None, # By default a GPU if there is one, else the CPU
 )->Learner: # Fitted, with a copy of the network
-    "Train a copy of `net` further, with `own` mixed into `data` and augmented as in `recipes['Reader']`"
-    set_seed(seed)
-    batch_tfms = [RandomWarp(**recipes['Reader'].augment)]
-    dls = digit_dls(mix_in(data, own, share), device=device, batch_tfms=batch_tfms)
-    learn = digit_learner(dls, deepcopy(net), lr)
-    learn.seed = seed
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
+    """Train a copy of `net` further, with `own` mixed into `data`, by the recipe on its card
+
+    A network without a recipe is trained by `recipes['Reader']`."""
+    stored = getattr(net, 'card', {}).get('recipe')
+    recipe = Recipe(**stored) if stored else recipes['Reader']
+    recipe = replace(recipe, epochs=epochs, lr=lr or recipe.lr/10)
+    learn = train(recipe, mix_in(data, own, share), seed, device, quiet=True, net=deepcopy(net))
     learn.model.train_sources = tuple(sorted({*learn.model.train_sources, 'own'}))
     return learn

@@ -9,6 +9,7 @@ __all__ = ['schedules', 'recipes', 'DigitLoss', 'fused_adam', 'unwrap', 'note_da
 # %% ../nbs/06_training.ipynb #64caa8b2
 import sys, time
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 
 from .core import *
@@ -71,11 +72,16 @@ class History(Callback):
         self.trained = True
         if self.new: self.fits += 1
         self.new = False
+        self._note_data()
+
+    def _note_data(self):
         if hasattr(self.dls.train_ds, 'source'): note_data(self.model, self.dls)
 
-    def state_dict(self): return dict(fits=self.fits, epochs=self._epochs, batches=self._batches)
+    def state_dict(self): return dict(fits=self.fits, epochs=self._epochs, batches=self.batches.values.tolist())
     def load_state_dict(self, state):
-        self.new,self.fits,self._epochs,self._batches = False,state['fits'],state['epochs'],state['batches']
+        self.new,self.fits,self._epochs = False,state['fits'],state['epochs']
+        self._batches = [(int(fit), int(epoch), tensor(loss), lr) for fit,epoch,loss,lr in state['batches']]
+        self._note_data()
 
     def after_batch(self):
         if not (self.training and self.trained): return
@@ -116,10 +122,19 @@ def has_screen():
     "Whether a progress bar can be drawn: in a terminal or a live notebook"
     return IN_NOTEBOOK or (sys.stdout.isatty() and not os.environ.get('IN_TEST'))
 
+def _takes_one_digit(model):
+    "Whether a copy of `model` in training mode takes a batch of one digit"
+    xb = torch.zeros(1, 1, 28, 28, device=next(model.parameters()).device)
+    try:
+        with torch.random.fork_rng(devices=[]): deepcopy(model).train()(xb)
+    except ValueError: return False
+    return True
+
 def _check_last_batch(dls, model):
-    "Raise `ValueError` if a batch of one digit would come to batch normalization"
+    "Raise `ValueError` if a batch of one digit would come to batch normalization with one number for each channel"
     bs,n = dls.train.bs,dls.train.n
-    if 1 in (bs, n%bs) and any(isinstance(o, nn.BatchNorm1d) for o in model.modules()):
+    norms = [o for o in model.modules() if isinstance(o, nn.modules.batchnorm._BatchNorm)]
+    if 1 in (bs, n%bs) and norms and not _takes_one_digit(model):
         raise ValueError(f'With a batch size of {bs} the last batch of {n:,} digits has one digit, '
                          'and batch normalization needs two: choose another batch size.')
 
@@ -205,6 +220,7 @@ def train(
     quiet:bool=False, # Whether to print nothing
     cbs=None, # More callbacks
     precision:str=None, # One of `precisions`; by default the recipe's
+    net:nn.Module=None, # A network to train further; by default a new one, as the recipe says
 )->Learner: # Fitted; `learn.recipe`, `learn.seed` and `learn.precision` say how
     "A repeatable run: seed, then loaders, then network, then fit. On the same CPU and threads, it gives equal numbers"
     data = data or load_mnist()
@@ -213,9 +229,9 @@ def train(
     dls = digit_dls(data, recipe.bs, device=device, batch_tfms=batch_tfms)
     dls.train.order = torch.Generator().manual_seed(seed) # the same order for networks that draw more random numbers
     opt_func = partial(fused_adam, wd=recipe.wd, sqr_mom=recipe.sqr_mom)
-    net = find_model(recipe.arch)(**recipe.kwargs).to(memory_format=torch.channels_last) # for convolutions: faster
-    precision = check_choice(precision or recipe.precision, precisions, 'precision')
-    if precision=='fastest': precision = fastest_precision(dls.device.type)
+    if net is None: net = find_model(recipe.arch)(**recipe.kwargs)
+    net.to(memory_format=torch.channels_last) # for convolutions: faster
+    precision = choose_precision(precision or recipe.precision, dls.device, cbs)
     bfloat16 = BFloat16()
     wanted = {SmoothLabels(recipe.label_smoothing): recipe.label_smoothing, AverageWeights(recipe.ema): recipe.ema,
               bfloat16: precision=='bfloat16'}

@@ -557,7 +557,8 @@ def test_formats(path, good, few):
     for o in 'mnist_fastai', 'mnist_fastai x', 'other 2', '2':
         refuse(doctor(good, path, format=o), 'not made by save_network')
 
-CARD = 'format arch kwargs normalization classes size source seed epochs recipe metrics versions device threads'.split()
+CARD = ('format arch kwargs normalization classes size source seed epochs recipe precision metrics versions device '
+        'threads').split()
 
 def nested(n):
     o = []
@@ -579,7 +580,12 @@ def test_a_card_of_wrong_types(path, good, key):
     card = json.loads(ck['card'])
     del card[key]
     torch.save({**ck, 'card': json.dumps(card)}, path)
-    refuse(path, 'not made by save_network' if key=='format' else f'no valid {key}')
+    if key=='precision': assert same(load_network(path), net) # older cards do not have it
+    else: refuse(path, 'not made by save_network' if key=='format' else f'no valid {key}')
+
+def test_the_precision_of_a_card(path, good):
+    for v in (5, [], {}, True): refuse(doctor(good, path, precision=v), 'no valid precision')
+    for v in ('float32', 'bfloat16', None): assert load_network(doctor(good, path, precision=v)).card['precision']==v
 
 def test_what_is_no_card(path, good):
     ck = torch.load(good, weights_only=True)

@@ -65,7 +65,9 @@ def test_what_a_run_prints(both):
     lines = proc.stdout.splitlines()
     assert lines[0].startswith('Data: the packaged sample of MNIST') and '4,000 digits' in lines[0]
     assert proc.stdout.isascii() and not set(proc.stdout) & set('\r\x1b\b\t<>'), 'plain text only'
-    for n in NAMES: assert any(o.startswith(f'{n}: epochs 2, batch size {recipes[n].bs}') for o in lines)
+    for n in NAMES:
+        line, = [o for o in lines if o.startswith(f'{n}: epochs 2, batch size {recipes[n].bs}')]
+        assert line.endswith(', seed 42, float32')
     assert lines[-1]==f'Written to {out}: Network.pth, ImprovedNetwork.pth, losses.png, results.json'
     assert len(lines)<25
 
@@ -95,7 +97,8 @@ def test_results(both):
     for name,row in res['networks'].items():
         net = load_network(both[1]/f'{name}.pth')
         assert {'valid_accuracy','test_accuracy','valid_loss','test_loss','parameters',
-                'seconds','epochs','seed','history','recipe'}<=set(row)
+                'seconds','epochs','seed','precision','history','recipe'}<=set(row)
+        assert row['precision']==net.card['precision']=='float32'
         assert row['parameters']==count_parameters(net) and row['epochs']==2 and row['seed']==42 and row['seconds']>0
         assert ([o['epoch'] for o in row['history']]==[1,2]
                 and all(set(o)>={'train_loss','valid_loss','accuracy','seconds'} for o in row['history']))
@@ -175,7 +178,7 @@ def test_no_data(run, tmp_path):
     '--lr 0', '--lr -1', '--lr nan', '--lr inf', '--lr x',
     '--batch-size 0', '--batch-size -5', '--batch-size 2.5',
     '--seed -1', '--seed 4294967296', '--seed x',
-    '--networks', '--nothing 3', 'word', '--epochs',
+    '--networks', '--nothing 3', 'word', '--epochs', '--precision half', '--precision',
 ])
 def test_bad_values(run, args, tmp_path):
     code,out,err = run(*args.split())
@@ -242,6 +245,8 @@ def test_out_that_is_read_only(run):
 def test_a_disk_that_is_full(run, tmp_path):
     (tmp_path/'Network.pth').write_text('from before')
     with full_disk(1_000_000): code,out,err = run('--sample', '--epochs', 1, '--batch-size', 4000, out=tmp_path)
+    state = f'{tmp_path/"Network.resume"} cannot be written (File too large): make room. The training goes on; '
+    assert err.pop(0)==state + 'if it is stopped, it begins again.'
     told(code, err, f'{tmp_path/"Network.pth"} cannot be written to (File too large)',
          '--out', 'Nothing was finished or written')
     assert names(tmp_path)=={'Network.pth'} and (tmp_path/'Network.pth').read_text()=='from before'
@@ -252,13 +257,14 @@ def test_a_disk_that_is_full_after_the_first_network(run, tmp_path, monkeypatch)
     fsync,calls = os.fsync,[]
     def full(fd):
         calls.append(fd)
-        if len(calls)>1: raise OSError(errno.ENOSPC, 'No space left on device')
+        if len(calls)>3: raise OSError(errno.ENOSPC, 'No space left on device')
         fsync(fd)
     monkeypatch.setattr(os, 'fsync', full)
     code,out,err = run('--sample', '--epochs', 1, '--batch-size', 4000, out=tmp_path)
     told(code, err, f'{tmp_path/"ImprovedNetwork.pth"} cannot be written to (No space left on device)',
          f'Finished and whole in {tmp_path}: Network.pth.')
-    assert names(tmp_path)=={'Network.pth'} and load_network(tmp_path/'Network.pth')
+    assert names(tmp_path)=={'Network.pth','Network.resume','ImprovedNetwork.resume'}
+    assert load_network(tmp_path/'Network.pth')
 
 def test_two_commands_into_one_folder(run, tmp_path):
     "Their files would be mixed: one network of the first run, and the results of the second"
@@ -278,6 +284,7 @@ def test_two_processes_into_one_folder(tmp_path):
     finally:
         first.kill()
         first.communicate()
+    (tmp_path/'Network.resume').unlink(missing_ok=True)
     # the lock went with it
     assert command('--sample', '--epochs', 1, '--batch-size', 4000, '--networks', 'Network',
                    '--out', tmp_path).returncode==0
@@ -291,26 +298,99 @@ def test_an_import_that_fails(tmp_path):
 
 # --- Ctrl-C
 
+def start(*args):
+    "The command as a process that can be stopped"
+    return subprocess.Popen([*CLI, *map(str, args)], env=clean_env(), text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, **ctrl_c)
+
+def until(p, name, epoch):
+    "Read what `p` prints until an epoch of a network is done"
+    begun = False
+    for line in p.stdout:
+        begun |= line.startswith(f'{name}:')
+        if begun and line.split()[:1]==[str(epoch)]: return
+
+def results(folder):
+    "What the command has found, without the seconds"
+    res = json.loads((Path(folder)/'results.json').read_text())['networks']
+    for o in res.values():
+        for row in (o, *o['history']): row.pop('seconds')
+    return res
+
+@pytest.fixture(scope='module')
+def twelve(tmp_path_factory):
+    "The results of twelve epochs that were not stopped"
+    out = tmp_path_factory.mktemp('twelve')
+    assert command('--sample', '--epochs', 12, '--batch-size', 2000, '--out', out).returncode==0
+    return results(out)
+
 @pytest.mark.slow
 @posix
+@pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGKILL], ids=['Ctrl-C','killed'])
 @pytest.mark.parametrize('during,finished', [('Network',set()), ('ImprovedNetwork',{'Network.pth'})])
-def test_stopped(tmp_path, during, finished):
+def test_stopped_and_gone_on_with(tmp_path, twelve, during, finished, how):
+    args = '--sample', '--epochs', 12, '--batch-size', 2000, '--out', tmp_path
     for o in FILES: (tmp_path/o).write_text('from before')
-    p = subprocess.Popen([*CLI, '--sample', '--epochs', '12', '--batch-size', '4000', '--out', str(tmp_path)],
-                         env=clean_env(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **ctrl_c)
-    begun,lines = False,[]
-    for line in p.stdout: # until the second epoch of `during` is told
-        lines.append(line)
-        begun |= line.startswith(f'{during}:')
-        if begun and line.split()[:1]==['2']: break
-    p.send_signal(signal.SIGINT)
+    p = start(*args)
+    until(p, during, 2)
+    p.send_signal(how)
     out,err = p.communicate(timeout=60)
-    assert p.returncode==130 and 'Traceback' not in err, err
-    said, = err.split('\n')[1:-1] # after the line of the ^C
-    assert said.startswith('Stopped. ') and all(o in said for o in finished or ['Nothing was finished or written'])
-    assert 'Written to' not in out and names(tmp_path)==FILES
+    assert 'Traceback' not in err and 'Written to' not in out, err
+    states = {f'{during}.resume', *(o.replace('.pth', '.resume') for o in finished)}
+    left = {o for o in names(tmp_path) if not (how==signal.SIGKILL and o.startswith('.new-'))}
+    assert left in (FILES | states, FILES | states - {f'{during}.resume'} | {'Network.resume'})
     for o in FILES - finished: assert (tmp_path/o).read_text()=='from before'
     for o in finished: assert load_network(tmp_path/o).card['epochs']==12
+    if how==signal.SIGINT:
+        said, = err.split('\n')[1:-1] # after the line of the ^C
+        assert p.returncode==130 and said.startswith('Stopped. ')
+        assert all(o in said for o in finished or ['Nothing was finished or written'])
+        assert said.endswith(' The same command goes on after the last finished epoch.')
+    told = command(*args)
+    assert told.returncode==0 and told.stderr=='', told.stderr
+    goes_on = [o for o in told.stdout.splitlines() if o.startswith('This training ')]
+    assert re.fullmatch(rf'This training goes on after epoch \d+ of 12: .*/{during}.resume', goes_on[-1])
+    assert len(goes_on)==len(states) and all('was finished before' in o for o in goes_on[:-1])
+    assert names(tmp_path)==FILES and results(tmp_path)==twelve
+
+@posix
+@pytest.mark.slow
+def test_a_state_of_other_options(run, tmp_path):
+    "One sentence, before anything is trained; also for the second network"
+    args,out = ('--sample', '--batch-size', '2000'),tmp_path/'out'
+    p = start(*args, '--epochs', 30, '--networks', 'ImprovedNetwork', '--out', out)
+    until(p, 'ImprovedNetwork', 2)
+    p.kill()
+    p.communicate()
+    before,path = names(out),out/'ImprovedNetwork.resume'
+    code,lines,err = run(*args, '--epochs', 3)
+    told(code, err, f'{path} holds a stopped training with epochs 30, not 3: start that one again, or delete the file')
+    assert len(lines)==1 and names(out)==before
+    path.write_bytes(path.read_bytes()[:-100])
+    code,lines,err = run(*args, '--epochs', 30)
+    told(code, err, f'{path} is damaged', 'delete it')
+    path.unlink()
+    assert run(*args, '--epochs', 1)[0]==0 and names(out)==FILES
+
+# --- other networks
+
+def test_a_convolutional_network(run, tmp_path):
+    "Named alone: its module is found, and its recipe decides"
+    code,out,err = run('--networks', 'ConvNet', '--sample', '--epochs', 1, '--precision', 'float32')
+    assert code==0 and any(o.startswith('ConvNet: epochs 1, batch size 128') and o.endswith(', float32') for o in out)
+    res = json.loads((tmp_path/'out'/'results.json').read_text())['networks']['ConvNet']
+    net = load_network(tmp_path/'out'/'ConvNet.pth')
+    assert type(net).__name__=='ConvNet' and res['recipe']==net.card['recipe'] and res['recipe']['precision']=='float32'
+    assert names(tmp_path/'out')=={'ConvNet.pth','losses.png','results.json'}
+
+def test_the_precision_is_chosen_or_measured(run, tmp_path, monkeypatch):
+    import mnist_fastai.callbacks as callbacks
+    monkeypatch.setattr(callbacks, 'fastest_precision', lambda device: 'bfloat16')
+    for given,taken in (('bfloat16','bfloat16'), ('fastest','bfloat16'), ('float32','float32')):
+        code,out,err = run(*QUICK, '--sample', '--precision', given)
+        assert code==0 and any(o.startswith('Network: ') and o.endswith(f', {taken}') for o in out), err
+        row = json.loads((tmp_path/'out'/'results.json').read_text())['networks']['Network']
+        assert (row['precision'],row['recipe']['precision'])==(taken,given)
 
 @posix
 @pytest.mark.parametrize('module', ('mnist_fastai.files','torch'))
@@ -333,7 +413,7 @@ def test_help_names_every_option():
     r = command('--help')
     assert r.returncode==0 and r.stderr==''
     options = [s for a in _parser()._actions for s in a.option_strings]
-    assert {'--out','--networks','--epochs','--batch-size','--lr','--seed','--device',
+    assert {'--out','--networks','--epochs','--batch-size','--lr','--precision','--seed','--device',
             '--sample','--no-sample','--mirror','--root'}<=set(options)
     for o in options: assert o in r.stdout
     for a in _parser()._actions: assert a.help, a

@@ -69,6 +69,70 @@ def test_a_run_that_diverged(few):
     assert res['valid_loss'] is None and 0<=res['valid_accuracy']<=1
     json.dumps(res, allow_nan=False)
 
+def extra(net, data):
+    "More numbers of a run: whether the network is in evaluation mode, how many test digits there are"
+    import math
+    return dict(training=float(net.training), n_test=np.int64(len(data.test)), accuracy=torch.tensor(.5), lost=math.nan)
+
+def test_more_is_measured(few):
+    res = run_once(tiny, 3, few, measure=extra)
+    more = {k: res[k] for k in ('training','n_test','accuracy','lost')}
+    assert more==dict(training=0, n_test=len(few.test), accuracy=.5, lost=None)
+    assert {k: v for k,v in res.items() if k not in ('training','n_test','accuracy','lost','seconds')}=={
+        k: v for k,v in run_once(tiny, 3, few).items() if k!='seconds'}
+    json.dumps(res, allow_nan=False)
+
+@pytest.mark.parametrize('given,said', [
+    (5, 'must give a dict of names and numbers, not 5'), (dict(a='x'), 'must give a dict'),
+    (dict(a=torch.zeros(2)), 'must give a dict'), (dict(wrong=1), "gives 'wrong', which a run has already"),
+    (dict(threads=1), "gives 'threads'")], ids=str)
+def test_what_cannot_be_kept(few, given, said):
+    with pytest.raises(ValueError, match=said):
+        run_once(replace(tiny, epochs=1), 3, few, measure=lambda net, data: given)
+
+@pytest.mark.parametrize('processes', [1,2])
+def test_more_is_measured_in_each_process(few, tmp_path, processes):
+    one = replace(tiny, epochs=1)
+    run_experiment(dict(a=one), [1,2], tmp_path/'x.json', few, processes=processes, quiet=True, measure=extra)
+    for o in read_results(tmp_path/'x.json'): assert (o['training'],o['n_test'],o['accuracy'],o['lost'])==(0,0,.5,None)
+
+# Precision
+
+@pytest.fixture
+def fastest(monkeypatch):
+    "A function that says what is fastest here"
+    import mnist_fastai.callbacks as callbacks
+    def say(precision): monkeypatch.setattr(callbacks, 'fastest_precision', lambda device='cpu': precision)
+    return say
+
+def test_the_precision_of_a_run_is_that_of_this_machine(few, tmp_path, fastest, monkeypatch):
+    "A run in bfloat16 is not what a machine makes where float32 is the fastest, though the recipe is the same"
+    recipe,path = replace(tiny, epochs=1, precision='fastest'),tmp_path/'x.json'
+    fastest('bfloat16')
+    runs = run_experiment(dict(a=recipe), [1], path, few, quiet=True) # in a process that could measure otherwise
+    assert runs[0]['precision']=='bfloat16' and runs[0]['recipe']['precision']=='fastest'
+    assert run_experiment(dict(a=recipe), [1], path, few, quiet=True)==runs
+    table,said = reproduce(runs, ['a'], [1], few, quiet=True)
+    assert table.equal.all() and said=='made in the same environment: equal, bit for bit'
+    fastest('float32')
+    with pytest.raises(ValueError, match='precision bfloat16 there, float32 here'):
+        run_experiment(dict(a=recipe), [1], path, few, quiet=True)
+    table,said = reproduce(runs, ['a'], [1], few, quiet=True)
+    assert said=='made otherwise (precision bfloat16 there, float32 here): they may differ as seeds do'
+    new = run_experiment(dict(a=recipe), [1], path, few, quiet=True, stale='replace')
+    assert new[0]['precision']=='float32'
+
+def test_runs_without_a_precision_are_float32(few, fastest):
+    "Old files do not have it, neither in the run nor in its recipe"
+    here = environment(few)
+    old = dict(arm='a', seed=1, recipe={k: v for k,v in vars(tiny).items() if k!='precision'}, wrong=[], **here)
+    assert environment_diff(old, tiny, here)==[]
+    assert environment_diff(old, replace(tiny, precision='bfloat16'), here)==[
+        'precision float32 there, bfloat16 here']*2 # what the recipe says, and what was taken
+    fastest('bfloat16')
+    assert set(environment_diff(old, replace(tiny, precision='fastest'), here))=={
+        'precision float32 there, fastest here','precision float32 there, bfloat16 here'}
+
 # Grids
 
 def test_a_grid(made, few):

@@ -28,7 +28,9 @@ recipes = dict(
     improved=Recipe('ImprovedNetwork', epochs=1),
     linear=Recipe('Network', dict(sizes=(784,10)), epochs=1),
     small=Recipe('ImprovedNetwork', dict(sizes=[784,16,10], p=.5), epochs=1, bs=100),
-    no_norm=Recipe('ImprovedNetwork', dict(sizes=(784,20,12,10), bn=False), epochs=1))
+    no_norm=Recipe('ImprovedNetwork', dict(sizes=(784,20,12,10), bn=False), epochs=1),
+    conv=Recipe('ConvNet', dict(blocks=((4,8),)), epochs=1, bs=100, lr=1e-2),
+    mean=Recipe('ConvNet', dict(blocks=((2,),), bn=False, mean=True), epochs=1))
 
 @pytest.fixture(scope='module')
 def few(sample):
@@ -506,6 +508,37 @@ def test_quantize(pths, few, tmp_path):
     for o in onnx.load(small).graph.initializer: # each unit has a scale of its own, so it uses the whole range
         if o.data_type==onnx.TensorProto.INT8 and len(o.dims)==2:
             assert (abs(onnx.numpy_helper.to_array(o).astype(int)).max(0)==127).all()
+
+@pytest.mark.parametrize('name', ['conv','mean'])
+def test_quantize_a_convolution(name, pths, few, tmp_path):
+    "Each channel has a scale of its own; a convolution is as fast as before, its weights take a quarter"
+    net,x = load_network(pths[name]),pixels(few.valid)
+    path = export_onnx(net, tmp_path/'x.onnx')
+    m = onnx.load(quantize_onnx(path, tmp_path/'y.onnx'))
+    onnx.checker.check_model(m, full_check=True)
+    ops = [o.op_type for o in m.graph.node]
+    assert ops.count('DequantizeLinear')==ops.count('Conv')>0 and 'ConvInteger' not in ops and 'MatMulInteger' in ops
+    weights = [onnx.numpy_helper.to_array(o) for o in m.graph.initializer]
+    assert all(o.dtype==np.int8 for o in weights if o.size>200)
+    convs = [o for o in weights if o.ndim==4 and o.dtype==np.int8]
+    assert len(convs)==ops.count('Conv')
+    for o in convs: assert (abs(o.astype(int)).reshape(len(o), -1).max(1)==127).all()
+    got,want = load_onnx(tmp_path/'y.onnx')(x),torch_logits(net, x)
+    assert 0<(got-want).abs().max()<.05*want.abs().max()
+
+def test_quantize_a_channel_of_zeros(pths, few, tmp_path):
+    net,x = load_network(pths['mean']),pixels(few.valid)
+    with torch.no_grad(): next(net.parameters())[0] = 0
+    small = load_onnx(quantize_onnx(export_onnx(net, tmp_path/'x'), tmp_path/'y'))
+    want = torch_logits(net, x)
+    assert (small(x)-want).abs().max()<.05*want.abs().max()
+    scales = [o for o in onnx.load(tmp_path/'y').graph.initializer if o.name.endswith('_scale')]
+    assert scales and all((onnx.numpy_helper.to_array(o)>0).all() for o in scales)
+
+@pytest.mark.parametrize('name', ['small','conv'])
+def test_files_that_are_quantized_already(name, pths, tmp_path):
+    small = quantize_onnx(export_onnx(load_network(pths[name]), tmp_path/'x.onnx'), tmp_path/'y.onnx')
+    with pytest.raises(ValueError, match='eight bits already'): quantize_onnx(small, tmp_path/'z.onnx')
 
 def test_files_that_cannot_be_quantized(good, tmp_path):
     small = quantize_onnx(good['onnx'], tmp_path/'y.onnx')

@@ -1,9 +1,9 @@
 """A network is one class in one file
 
-This module registers a small convolutional network, and everything in the library takes it.
+This module registers a small convolutional network. Everything in the library takes it, and `ConvNet` of the library.
 `run_experiment` starts processes that import this module to know it."""
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest, torch
 from torch import nn
@@ -32,6 +32,9 @@ class SmallConv(nn.Module):
     def forward(self, x): return self.head(self.body(x.view(-1, 1, 28, 28)).mean((2,3)))
 
 recipe = Recipe('SmallConv', dict(widths=(4,8)), epochs=2, bs=100, lr=1e-2, augment=dict(rotate=5))
+tiny = Recipe('ConvNet', dict(blocks=((2,),)), epochs=1, bs=100, lr=1e-2, label_smoothing=.1, ema=.5,
+              precision='bfloat16')
+both = pytest.mark.parametrize('recipe', [recipe,tiny], ids=['own','ConvNet'])
 
 @pytest.fixture(scope='module')
 def few(sample):
@@ -53,29 +56,98 @@ def test_saved_and_loaded(learn, few, tmp_path):
     assert evaluate(net, 'valid', digit_dls(few, device='cpu'))==evaluate(learn)
 
 @pytest.mark.slow
-def test_a_grid_of_it(few, tmp_path):
+@both
+def test_a_grid_of_it(few, tmp_path, recipe):
     runs = run_experiment(dict(conv=recipe, linear=Recipe('Network', epochs=1, bs=100)), [1],
                           tmp_path/'x.json', few, quiet=True)
-    assert [o['arm'] for o in runs]==['conv','linear'] and runs[0]['recipe']['augment']==dict(rotate=5)
+    assert [o['arm'] for o in runs]==['conv','linear'] and runs[0]['recipe']['augment']==recipe.augment
+    assert runs[0]['precision']==recipe.precision
     table,_ = reproduce(runs, ['conv'], [1], few, quiet=True)
     assert table.equal.all() # an augmented recipe too
 
 @pytest.mark.slow
-def test_exported(learn, tmp_path):
+@both
+def test_exported(few, tmp_path, recipe):
     for o in ('onnx','onnxruntime','onnxscript','safetensors'): pytest.importorskip(o)
-    from mnist_fastai.export import export_onnx, export_safetensors, load_onnx, load_safetensors
-    x = torch.randn(5, 1, 28, 28)
+    from mnist_fastai.export import export_onnx, export_safetensors, load_onnx, load_safetensors, quantize_onnx
+    learn,x = train(recipe, few, 1, 'cpu', quiet=True),torch.randn(5, 1, 28, 28)
     want = learn.model.eval().cpu()(x).detach()
     for write,read in ((export_onnx,load_onnx), (export_safetensors,load_safetensors)):
         net = read(write(learn, tmp_path/'conv'))
         assert (torch.allclose(net(x), want, atol=1e-4)
-                and net.card['arch']=='SmallConv' and net.train_sources==('sample',))
+                and net.card['arch']==recipe.arch and net.train_sources==('sample',))
+    small = load_onnx(quantize_onnx(export_onnx(learn, tmp_path/'x'), tmp_path/'y'))
+    assert (small(x)-want).abs().max()<.1*want.abs().max() and small.card==load_onnx(tmp_path/'x').card
 
-def test_the_command_takes_its_recipe(monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(recipes, 'SmallConv', recipe)
-    assert mnist_train(['--networks', 'SmallConv', '--sample', '--epochs', '1', '--out', str(tmp_path)])==0
-    assert (type(load_network(tmp_path/'SmallConv.pth')) is SmallConv
-            and 'SmallConv: epochs 1' in capsys.readouterr().out)
+@both
+def test_saved_and_loaded_with_its_precision(few, tmp_path, recipe):
+    learn = train(recipe, few, 1, 'cpu', quiet=True)
+    net = load_network(save_network(learn, tmp_path/'x.pth'))
+    assert Recipe(**net.card['recipe'])==recipe and net.card['precision']==recipe.precision
+    kernels = [o for o in net.parameters() if o.ndim==4]
+    assert all(o.is_contiguous(memory_format=torch.channels_last) for o in kernels) # the faster format of its training
+    assert evaluate(net, 'valid', digit_dls(few, device='cpu'))==evaluate(learn)
+
+@both
+def test_looked_at(few, recipe):
+    from mnist_fastai.interpret import input_gradients, logits_of, occlusion
+    net,ds = train(recipe, few, 1, 'cpu', quiet=True).model,few.valid.subset(slice(2))
+    assert logits_of(net, ds).shape==(2,10)
+    for f in input_gradients,occlusion:
+        maps = f(net, ds)
+        assert maps.shape==(2,28,28) and maps.isfinite().all() and maps.abs().max()>0
+
+@both
+def test_reads_pictures(few, tmp_path, recipe, capsys):
+    from PIL import Image
+    from mnist_fastai.inference import Predictor
+    from mnist_fastai.predict import main as mnist_predict
+    path = save_network(train(recipe, few, 1, 'cpu', quiet=True), tmp_path/'x.pth')
+    Image.fromarray(few.valid.images[0].numpy()).save(tmp_path/'a.png')
+    p = Predictor(path)(tmp_path/'a.png')
+    assert mnist_predict([str(tmp_path/'a.png'), '--model', str(path)])==0
+    assert capsys.readouterr().out.strip()==f'{tmp_path/"a.png"}: {p.text}'
+
+@both
+def test_fine_tuned_by_its_own_recipe(few, tmp_path, recipe):
+    from mnist_fastai.inference import fine_tune, recipes as known
+    net = load_network(save_network(train(recipe, few, 1, 'cpu', quiet=True), tmp_path/'x.pth'))
+    before,own = {k: v.clone() for k,v in net.state_dict().items()},few.valid.subset(slice(20))
+    learn = fine_tune(net, own, few, device='cpu')
+    assert learn.recipe==replace(recipe, epochs=1, lr=1e-3) and learn.precision==recipe.precision
+    assert learn.model.train_sources==('own','sample')
+    assert all(torch.equal(v, before[k]) for k,v in net.state_dict().items())
+    assert any(not torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
+    del net.card
+    assert fine_tune(net, own, few, lr=.01, device='cpu').recipe==replace(known['Reader'], epochs=1, lr=.01)
+
+@both
+def test_tested_once(few, tmp_path, recipe):
+    "By the final test, whose digits are those of MNIST; here a few with its name"
+    from mnist_fastai.final_test import final_test, read_log
+    data = Mnist(*(few[o].replace(source='mnist', overlaps=()) for o in ('train','valid','test')), 'mnist')
+    path = save_network(train(recipe, data, 1, 'cpu', quiet=True), tmp_path/'x.pth')
+    res = final_test(path, tmp_path/'log.json', data=data)
+    assert res['logged'] and read_log(tmp_path/'log.json')[0]['card']['arch']==recipe.arch
+    assert final_test(path, tmp_path/'log.json', verify=True, data=data)['differ']==0
+
+def test_a_last_batch_of_one_digit():
+    """Batch normalization of a convolution takes it, unless one number for each channel is left
+
+    Found out by trying, which changes neither the network nor the random numbers."""
+    from mnist_fastai.convolution import ConvNet
+    from mnist_fastai.data import Digits
+    from mnist_fastai.training import digit_learner
+    ds = Digits(torch.zeros(5, 28, 28, dtype=torch.uint8), torch.arange(5))
+    dls = digit_dls(Mnist(ds, ds, ds, ''), 4, device='cpu')
+    net = SmallConv((2,))
+    before,state = {k: v.clone() for k,v in net.state_dict().items()},torch.get_rng_state()
+    digit_learner(dls, net)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(v, before[k]) for k,v in net.state_dict().items())
+    digit_learner(dls, ConvNet(((2,),)))
+    with pytest.raises(ValueError, match='the last batch of 5 digits has one digit'):
+        digit_learner(dls, ConvNet(((2,),(2,),(2,),(2,)), mean=True))
 
 # --- what is not registered
 
