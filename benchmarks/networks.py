@@ -13,7 +13,7 @@ It writes benchmarks/networks.json, a run as soon as it is finished, and keeps t
 Everything is trained on the 50,000 training digits, with one thread, and chosen and compared on validation; only --test
 opens the test split. How seconds are measured stands in README.md in this folder.
 """
-import argparse, itertools, json, os, re, statistics, sys, time
+import argparse, itertools, json, math, os, re, statistics, sys, time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -25,7 +25,6 @@ from measures import foreign_digits, measure
 import numpy as np, torch, torch.nn.functional as F
 from torch import nn
 from fastai.basics import Callback, CrossEntropyLossFlat, Learner, accuracy, set_seed
-from fastai.callback.schedule import Learner # with `lr_find` and `fit_one_cycle`
 from fastai.layers import SimpleCNN
 from fastai.vision.models.xresnet import xresnet18
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -107,17 +106,17 @@ def seconds_of(clock, n):
 
 def wrong_of(probs, preds, labels):
     "The errors: position, prediction, its probability, as `run_once` gives them"
-    return [[i, int(preds[i]), None if probs is None else round(float(probs[i,preds[i]]), 3)]
-            for i in (preds!=labels).nonzero().flatten().tolist()]
+    def prob(i): return None if probs is None else finite(round(float(probs[i,preds[i]]), 3))
+    return [[i, int(preds[i]), prob(i)] for i in (preds!=labels).nonzero().flatten().tolist()]
 
-def n_parameters(net): return sum(o.numel() for o in net.parameters())
+def finite(v): return v if math.isfinite(v) else None # JSON has no NaN
 
 def scores(net, data):
     "What a run says of a network"
     logits,y = logits_of(net, data.valid),data.valid.labels
     wrong = wrong_of(logits.softmax(1), logits.argmax(1), y)
-    return dict(parameters=n_parameters(net), valid_accuracy=1-len(wrong)/len(y),
-                valid_loss=F.cross_entropy(logits, y).item(), **measure(net, data), wrong=wrong)
+    return dict(parameters=sum(o.numel() for o in net.parameters()), valid_accuracy=1-len(wrong)/len(y),
+                valid_loss=finite(F.cross_entropy(logits, y).item()), **measure(net, data), wrong=wrong)
 
 # --- records
 
@@ -142,8 +141,7 @@ def train_record(arm, seed, recipe, data, path, quiet):
     folder.mkdir(parents=True, exist_ok=True)
     learn = train(recipe, data, seed, 'cpu', quiet=quiet, cbs=[clock, Resume(state)], precision=precision)
     note_data(learn.model, learn.dls) # a training that had been stopped after its last epoch has not
-    found = scores(learn.model, data)
-    res = dict(found, epochs=recipe.epochs, precision=learn.precision, history=epochs_of(learn),
+    res = dict(scores(learn.model, data), epochs=recipe.epochs, precision=learn.precision, history=epochs_of(learn),
                **seconds_of(clock, recipe.epochs*len(data.train)))
     metrics = {k: res[k] for k in ('valid_accuracy','shifts_accuracy','load_digits','train_seconds')}
     file = save_network(learn, folder/f'{name}.pth', metrics)
@@ -341,7 +339,7 @@ def keep(path, run):
         atomic_write(path, f'{{"format":"mnist_fastai experiment 1","runs":[\n{lines}\n]}}\n'.encode())
 
 def is_done(run, recipe, where, path, stale):
-    "Whether the file has this run. Raises `UserError` for a run that was made otherwise, unless `stale` says what to do"
+    "Whether the file has this run. Raises `UserError` if it was made otherwise and `stale` does not say what to do"
     old = next((o for o in found(path) if same(o, run)), None)
     if old is None: return False
     if isinstance(recipe, Group):
@@ -412,8 +410,9 @@ def how_long(runs):
 
 def markdown(runs, names, looks):
     "The table, and a line about data and machine"
-    lines = ['| network | seconds | epochs | parameters | n | validation | five shifts averaged | load_digits | test, one |',
-             '|---|--:|--:|--:|--:|--:|--:|--:|--:|']
+    head = ['network','training seconds','epochs','parameters','n',
+            'validation','five shifts averaged','`load_digits`','test']
+    lines = ['| ' + ' | '.join(head) + ' |', '|---|' + '--:|'*(len(head)-1)]
     for arm in dict.fromkeys([*names, *(o['arm'] for o in runs)]):
         mine = [o for o in runs if o['arm']==arm]
         if not mine: continue
@@ -426,11 +425,13 @@ def markdown(runs, names, looks):
     seeds = ', '.join(map(str, sorted({o['seed'] for o in runs if 'members' not in o})))
     libraries = all_of(lambda o: f"torch {o['versions']['torch']}, fastai {o['versions']['fastai']}, "
                                  f"scikit-learn {o['libraries']['scikit-learn']}, Python {o['versions']['python']}")
-    precisions = all_of(lambda o: f"{o['arm']} in {o['precision']}" if 'precision' in o and 'history' in o else '')
+    precisions = ' or '.join(sorted({o['precision'] for o in runs if 'history' in o}))
+    trained = f'; our networks trained in {precisions}' if precisions else ''
     return '\n'.join(lines) + (
-        f"\n\nAccuracies in percent, mean ± standard deviation over n runs; seeds {seeds}. Data: {all_of(lambda o: o['source'])} "
-        f"(fingerprint {all_of(lambda o: o['digits'])}). {all_of(lambda o: o['device'])}, one thread, "
-        f"{all_of(lambda o: o['processor'])}, {all_of(lambda o: o['capability'])}; {libraries}.")
+        f"\n\nAccuracies in percent, mean ± standard deviation over n runs; seeds {seeds}. "
+        f"Data: {all_of(lambda o: o['source'])} (fingerprint {all_of(lambda o: o['digits'])}). "
+        f"Device: {all_of(lambda o: o['device'])}, one thread, {all_of(lambda o: o['processor'])}, "
+        f"{all_of(lambda o: o['capability'])}{trained}; {libraries}.")
 
 def table(path, names):
     looks = {o['sha256']: o['accuracy'] for o in read_log(log)}
@@ -485,6 +486,7 @@ def parse(argv):
         args.budgets = [.2]
     arms |= others(args.budgets, 15 if args.short else 100)
     unknown = [o for o in args.arms or () if o not in arms]
+    if min(args.budgets)<=0: p.error('--budgets are seconds above 0')
     if unknown: p.error(f'there is no {unknown[0]!r}: choose from ' + ', '.join(map(repr, arms)))
     return args,arms
 
@@ -499,7 +501,8 @@ def main(argv=None):
 def work(args, arms, names, seeds, path):
     data = load_mnist(sample=args.short)
     if args.test: return evaluate_on_test({k: arms[k] for k in names}, path, seeds[0], data)
-    if args.digits: return print_digits([o for o in found(path) if o['arm'] in records], data.valid.labels.tolist())
+    ours = [o for o in found(path) if o['arm'] in records]
+    if args.digits: return print_digits(ours, data.valid.labels.tolist())
     run_all(arms, names, seeds, data, path, args.stale, quiet=args.short)
     text = table(path, arms)
     print(f'\n{text}')
