@@ -271,12 +271,14 @@ def fit_fastai(make, data, seed, seconds, probe):
 def pixels(ds): return ds.images.flatten(1).numpy()
 
 def timed_fit(model, ds):
-    "Fit a model of scikit-learn on the raw pixels, 0 to 255; its CPU seconds"
-    before = time.process_time()
-    model.fit(pixels(ds), ds.labels.numpy())
-    return time.process_time()-before
+    "Fit a model of scikit-learn on the raw pixels, 0 to 255; the model and a clock of the fit"
+    x,y,clock = pixels(ds),ds.labels.numpy(),Clock()
+    clock.start()
+    model.fit(x, y)
+    clock.stop()
+    return model,clock
 
-def model_scores(model, data, n, clock, **more):
+def model_scores(model, clock, data, n, **more):
     "What a run says of a model of scikit-learn"
     y,foreign = data.valid.labels,foreign_digits()
     probs = torch.from_numpy(model.predict_proba(pixels(data.valid))) if hasattr(model, 'predict_proba') else None
@@ -287,33 +289,27 @@ def model_scores(model, data, n, clock, **more):
                 wrong=wrong, digits_seen=n, **more, **seconds_of(clock, n))
 
 def fit_svc(data, seed, seconds, probe):
-    "`SVC()` on as many digits as fit: seconds grow as a power of the digits, seen from ever larger fits"
-    ds,n,times = some(data.train, len(data.train), seed),250,[]
-    while n<=len(ds):
-        times.append(timed_fit(SVC(), ds.subset(slice(n))))
-        if 8*times[-1]>2*seconds: break
-        n *= 2
-    n = min(n, len(ds))
-    power = min(2., max(1., np.log2(times[-1]/times[-2]))) if len(times)>1 else 2.
-    n = max(100, min(len(ds), int(n*(2*seconds/times[-1])**(1/power))))
-    model,clock = SVC(),Clock()
-    clock.start()
-    timed_fit(model, ds.subset(slice(n)))
-    clock.stop()
-    return model_scores(model, data, n, clock, epochs=1)
+    """`SVC()` on as many digits as fit: the largest of ever larger fits within the seconds
+
+    The next one has at most twice as many digits, and seconds are taken to grow as the number to the power of 2.2."""
+    ds,n = some(data.train, len(data.train), seed),min(250, len(data.train))
+    best = timed_fit(SVC(), ds.subset(slice(n)))
+    while True:
+        more = min(len(ds), int(n*min(2., (2*seconds/best[1].cpu_seconds)**(1/2.2))))
+        if more<1.05*n: break
+        found = timed_fit(SVC(), ds.subset(slice(more)))
+        if found[1].cpu_seconds>2*seconds: break
+        n,best = more,found
+    return model_scores(*best, data, n, epochs=1)
 
 def fit_boosting(data, seed, seconds, probe):
     "`HistGradientBoostingClassifier()`, with as many iterations as fit, and 100, its default, at most"
-    def model(n): return HistGradientBoostingClassifier(max_iter=n, random_state=seed)
+    def fit(n): return timed_fit(HistGradientBoostingClassifier(max_iter=n, random_state=seed), data.train)
     few,more = (1,2) if probe<100 else (2,6)
-    first,second = (timed_fit(model(n), data.train) for n in (few,more))
+    first,second = (fit(n)[1].cpu_seconds for n in (few,more))
     each = max((second-first)/(more-few), 1e-3)
-    n = int(min(100, max(1, few + (2*seconds-first)//each)))
-    best,clock = model(n),Clock()
-    clock.start()
-    timed_fit(best, data.train)
-    clock.stop()
-    return model_scores(best, data, len(data.train), clock, epochs=1, iterations=best.n_iter_)
+    model,clock = fit(int(min(100, max(1, few + (2*seconds-first)//each))))
+    return model_scores(model, clock, data, len(data.train), epochs=1, iterations=model.n_iter_)
 
 fits = {
     "PyTorch's example": fit_example,
