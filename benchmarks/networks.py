@@ -34,32 +34,17 @@ from mnist_fastai.callbacks import Resume, fastest_precision
 from mnist_fastai.checkpoint import load_network, save_network
 from mnist_fastai.core import Locked, UserError, atomic_write, file_lock
 from mnist_fastai.data import Mnist, load_mnist, mnist_mean, mnist_std
+from mnist_fastai.ensemble import Ensemble, records
 from mnist_fastai.experiments import environment, environment_diff, read_results
 from mnist_fastai.final_test import final_test, read_log
 from mnist_fastai.interpret import logits_of
 from mnist_fastai.loaders import digit_dls
-from mnist_fastai.models import find_model, register_model
 from mnist_fastai.training import Recipe, digit_learner, note_data, train
 
 here = Path(__file__).resolve().parent
 log = here.parent/'results'/'final_test.json'
 
 # --- the rows of the table
-
-try: from mnist_fastai.ensemble import records
-except ImportError: # FALLBACK, to be removed once `mnist_fastai.ensemble` is there: first guesses
-    import mnist_fastai.convolution, mnist_fastai.improvement # register the networks
-    _little = dict(rotate=8, scale=.08, shear=.1, shift=1., thickness=0., elastic=.6)
-    _more = dict(rotate=10, scale=.1, shear=.15, shift=1.5, thickness=0., elastic=.8)
-    _short = Recipe('ConvNet', {}, epochs=4, bs=128, lr=1e-2, wd=.05, sqr_mom=.99, augment=_little,
-                    label_smoothing=.05, precision='fastest')
-    records = {
-        'ConvNet, short': _short,
-        'ConvNet': replace(_short, epochs=18),
-        'large': replace(_short, kwargs=dict(blocks=((32,48,48),(96,96))), epochs=25, augment=_more),
-        'linear layers': replace(_short, arch='ImprovedNetwork', kwargs=dict(sizes=(784,1024,1024,10), p=0.),
-                                 epochs=40, bs=512, lr=5e-3, wd=.1, augment=_more),
-        'smallest': replace(_short, kwargs=dict(blocks=((12,16,16),(20,20)), mean=True), epochs=30)}
 
 @dataclass(frozen=True)
 class Group:
@@ -149,24 +134,6 @@ def train_record(arm, seed, recipe, data, path, quiet):
 
 # --- ensembles
 
-@register_model
-class Ensemble(nn.Module): # FALLBACK, as above
-    "Networks whose probabilities are averaged; the logarithm of the mean is a logit"
-    def __init__(self,
-        members, # The name of each registered network, and its arguments
-    ):
-        super().__init__()
-        self.nets = nn.ModuleList(find_model(arch)(**kwargs) for arch,kwargs in members)
-    def forward(self, x): return torch.stack([net(x).softmax(1) for net in self.nets]).mean(0).log()
-
-def average(paths):
-    "The ensemble of saved networks"
-    nets = [load_network(o) for o in paths]
-    res = Ensemble([(o.card['arch'],o.card['kwargs']) for o in nets])
-    for ours,net in zip(res.nets, nets): ours.load_state_dict(net.state_dict())
-    res.train_sources,res.data_info = nets[0].train_sources,nets[0].data_info
-    return res.eval()
-
 def members_of(group, i, runs):
     "The runs of group `i` of an ensemble, from 1; none if there are not enough seeds"
     res = []
@@ -179,7 +146,7 @@ def members_of(group, i, runs):
 def average_record(arm, seed, group, data, path, quiet):
     "Average the networks of a group, and keep them as one network"
     folder,runs = path.with_suffix(''),members_of(group, seed, found(path))
-    net = average([folder/f'{slug(o["arm"], o["seed"])}.pth' for o in runs])
+    net = Ensemble([load_network(folder/f'{slug(o["arm"], o["seed"])}.pth') for o in runs])
     learn = digit_learner(digit_dls(data, device='cpu'), net)
     learn.seed = seed
     file = save_network(learn, folder/f'{slug(arm, seed)}.pth')
@@ -291,15 +258,17 @@ def model_scores(model, clock, data, n, **more):
 def fit_svc(data, seed, seconds, probe):
     """`SVC()` on as many digits as fit: the largest of ever larger fits within the seconds
 
-    The next one has at most twice as many digits, and seconds are taken to grow as the number to the power of 2.2."""
-    ds,n = some(data.train, len(data.train), seed),min(250, len(data.train))
+    Seconds are taken to grow as a power of the number of digits: at first 2.2, and after a fit that took too long what
+    is seen between it and the best one."""
+    ds,n,power,most = some(data.train, len(data.train), seed),min(250, len(data.train)),2.2,2.
     best = timed_fit(SVC(), ds.subset(slice(n)))
     while True:
-        more = min(len(ds), int(n*min(2., (2*seconds/best[1].cpu_seconds)**(1/2.2))))
+        growth = (2*seconds/best[1].cpu_seconds)**(1/power)
+        more = min(len(ds), int(n*min(most, .98*growth)))
         if more<1.05*n: break
-        found = timed_fit(SVC(), ds.subset(slice(more)))
-        if found[1].cpu_seconds>2*seconds: break
-        n,best = more,found
+        tried = timed_fit(SVC(), ds.subset(slice(more)))
+        if tried[1].cpu_seconds<=2*seconds: n,best = more,tried
+        else: power,most = math.log(tried[1].cpu_seconds/best[1].cpu_seconds)/math.log(more/n),.98*more/n
     return model_scores(*best, data, n, epochs=1)
 
 def fit_boosting(data, seed, seconds, probe):
