@@ -13,7 +13,7 @@ It writes benchmarks/networks.json, a run as soon as it is finished, and keeps t
 Everything is trained on the 50,000 training digits, with one thread, and chosen and compared on validation; only --test
 opens the test split. How seconds are measured stands in README.md in this folder.
 """
-import argparse, itertools, json, os, re, statistics, sys, time
+import argparse, itertools, json, math, os, re, statistics, sys, time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -25,7 +25,6 @@ from measures import foreign_digits, measure
 import numpy as np, torch, torch.nn.functional as F
 from torch import nn
 from fastai.basics import Callback, CrossEntropyLossFlat, Learner, accuracy, set_seed
-from fastai.callback.schedule import Learner # with `lr_find` and `fit_one_cycle`
 from fastai.layers import SimpleCNN
 from fastai.vision.models.xresnet import xresnet18
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -35,32 +34,17 @@ from mnist_fastai.callbacks import Resume, fastest_precision
 from mnist_fastai.checkpoint import load_network, save_network
 from mnist_fastai.core import Locked, UserError, atomic_write, file_lock
 from mnist_fastai.data import Mnist, load_mnist, mnist_mean, mnist_std
+from mnist_fastai.ensemble import Ensemble, records
 from mnist_fastai.experiments import environment, environment_diff, read_results
 from mnist_fastai.final_test import final_test, read_log
 from mnist_fastai.interpret import logits_of
 from mnist_fastai.loaders import digit_dls
-from mnist_fastai.models import find_model, register_model
 from mnist_fastai.training import Recipe, digit_learner, note_data, train
 
 here = Path(__file__).resolve().parent
 log = here.parent/'results'/'final_test.json'
 
 # --- the rows of the table
-
-try: from mnist_fastai.ensemble import records
-except ImportError: # FALLBACK, to be removed once `mnist_fastai.ensemble` is there: first guesses
-    import mnist_fastai.convolution, mnist_fastai.improvement # register the networks
-    _little = dict(rotate=8, scale=.08, shear=.1, shift=1., thickness=0., elastic=.6)
-    _more = dict(rotate=10, scale=.1, shear=.15, shift=1.5, thickness=0., elastic=.8)
-    _short = Recipe('ConvNet', {}, epochs=4, bs=128, lr=1e-2, wd=.05, sqr_mom=.99, augment=_little,
-                    label_smoothing=.05, precision='fastest')
-    records = {
-        'ConvNet, short': _short,
-        'ConvNet': replace(_short, epochs=18),
-        'large': replace(_short, kwargs=dict(blocks=((32,48,48),(96,96))), epochs=25, augment=_more),
-        'linear layers': replace(_short, arch='ImprovedNetwork', kwargs=dict(sizes=(784,1024,1024,10), p=0.),
-                                 epochs=40, bs=512, lr=5e-3, wd=.1, augment=_more),
-        'smallest': replace(_short, kwargs=dict(blocks=((12,16,16),(20,20)), mean=True), epochs=30)}
 
 @dataclass(frozen=True)
 class Group:
@@ -107,17 +91,17 @@ def seconds_of(clock, n):
 
 def wrong_of(probs, preds, labels):
     "The errors: position, prediction, its probability, as `run_once` gives them"
-    return [[i, int(preds[i]), None if probs is None else round(float(probs[i,preds[i]]), 3)]
-            for i in (preds!=labels).nonzero().flatten().tolist()]
+    def prob(i): return None if probs is None else finite(round(float(probs[i,preds[i]]), 3))
+    return [[i, int(preds[i]), prob(i)] for i in (preds!=labels).nonzero().flatten().tolist()]
 
-def n_parameters(net): return sum(o.numel() for o in net.parameters())
+def finite(v): return v if math.isfinite(v) else None # JSON has no NaN
 
 def scores(net, data):
     "What a run says of a network"
     logits,y = logits_of(net, data.valid),data.valid.labels
     wrong = wrong_of(logits.softmax(1), logits.argmax(1), y)
-    return dict(parameters=n_parameters(net), valid_accuracy=1-len(wrong)/len(y),
-                valid_loss=F.cross_entropy(logits, y).item(), **measure(net, data), wrong=wrong)
+    return dict(parameters=sum(o.numel() for o in net.parameters()), valid_accuracy=1-len(wrong)/len(y),
+                valid_loss=finite(F.cross_entropy(logits, y).item()), **measure(net, data), wrong=wrong)
 
 # --- records
 
@@ -142,32 +126,13 @@ def train_record(arm, seed, recipe, data, path, quiet):
     folder.mkdir(parents=True, exist_ok=True)
     learn = train(recipe, data, seed, 'cpu', quiet=quiet, cbs=[clock, Resume(state)], precision=precision)
     note_data(learn.model, learn.dls) # a training that had been stopped after its last epoch has not
-    found = scores(learn.model, data)
-    res = dict(found, epochs=recipe.epochs, precision=learn.precision, history=epochs_of(learn),
+    res = dict(scores(learn.model, data), epochs=recipe.epochs, precision=learn.precision, history=epochs_of(learn),
                **seconds_of(clock, recipe.epochs*len(data.train)))
     metrics = {k: res[k] for k in ('valid_accuracy','shifts_accuracy','load_digits','train_seconds')}
     file = save_network(learn, folder/f'{name}.pth', metrics)
     return res | dict(sha256=sha256(file.read_bytes()).hexdigest()),state
 
 # --- ensembles
-
-@register_model
-class Ensemble(nn.Module): # FALLBACK, as above
-    "Networks whose probabilities are averaged; the logarithm of the mean is a logit"
-    def __init__(self,
-        members, # The name of each registered network, and its arguments
-    ):
-        super().__init__()
-        self.nets = nn.ModuleList(find_model(arch)(**kwargs) for arch,kwargs in members)
-    def forward(self, x): return torch.stack([net(x).softmax(1) for net in self.nets]).mean(0).log()
-
-def average(paths):
-    "The ensemble of saved networks"
-    nets = [load_network(o) for o in paths]
-    res = Ensemble([(o.card['arch'],o.card['kwargs']) for o in nets])
-    for ours,net in zip(res.nets, nets): ours.load_state_dict(net.state_dict())
-    res.train_sources,res.data_info = nets[0].train_sources,nets[0].data_info
-    return res.eval()
 
 def members_of(group, i, runs):
     "The runs of group `i` of an ensemble, from 1; none if there are not enough seeds"
@@ -181,7 +146,7 @@ def members_of(group, i, runs):
 def average_record(arm, seed, group, data, path, quiet):
     "Average the networks of a group, and keep them as one network"
     folder,runs = path.with_suffix(''),members_of(group, seed, found(path))
-    net = average([folder/f'{slug(o["arm"], o["seed"])}.pth' for o in runs])
+    net = Ensemble([load_network(folder/f'{slug(o["arm"], o["seed"])}.pth') for o in runs])
     learn = digit_learner(digit_dls(data, device='cpu'), net)
     learn.seed = seed
     file = save_network(learn, folder/f'{slug(arm, seed)}.pth')
@@ -273,12 +238,14 @@ def fit_fastai(make, data, seed, seconds, probe):
 def pixels(ds): return ds.images.flatten(1).numpy()
 
 def timed_fit(model, ds):
-    "Fit a model of scikit-learn on the raw pixels, 0 to 255; its CPU seconds"
-    before = time.process_time()
-    model.fit(pixels(ds), ds.labels.numpy())
-    return time.process_time()-before
+    "Fit a model of scikit-learn on the raw pixels, 0 to 255; the model and a clock of the fit"
+    x,y,clock = pixels(ds),ds.labels.numpy(),Clock()
+    clock.start()
+    model.fit(x, y)
+    clock.stop()
+    return model,clock
 
-def model_scores(model, data, n, clock, **more):
+def model_scores(model, clock, data, n, **more):
     "What a run says of a model of scikit-learn"
     y,foreign = data.valid.labels,foreign_digits()
     probs = torch.from_numpy(model.predict_proba(pixels(data.valid))) if hasattr(model, 'predict_proba') else None
@@ -289,33 +256,29 @@ def model_scores(model, data, n, clock, **more):
                 wrong=wrong, digits_seen=n, **more, **seconds_of(clock, n))
 
 def fit_svc(data, seed, seconds, probe):
-    "`SVC()` on as many digits as fit: seconds grow as a power of the digits, seen from ever larger fits"
-    ds,n,times = some(data.train, len(data.train), seed),250,[]
-    while n<=len(ds):
-        times.append(timed_fit(SVC(), ds.subset(slice(n))))
-        if 8*times[-1]>2*seconds: break
-        n *= 2
-    n = min(n, len(ds))
-    power = min(2., max(1., np.log2(times[-1]/times[-2]))) if len(times)>1 else 2.
-    n = max(100, min(len(ds), int(n*(2*seconds/times[-1])**(1/power))))
-    model,clock = SVC(),Clock()
-    clock.start()
-    timed_fit(model, ds.subset(slice(n)))
-    clock.stop()
-    return model_scores(model, data, n, clock, epochs=1)
+    """`SVC()` on as many digits as fit: the largest of ever larger fits within the seconds
+
+    Seconds are taken to grow as a power of the number of digits: at first 2.2, and after a fit that took too long what
+    is seen between it and the best one."""
+    ds,n,power,most = some(data.train, len(data.train), seed),min(250, len(data.train)),2.2,2.
+    best = timed_fit(SVC(), ds.subset(slice(n)))
+    while True:
+        growth = (2*seconds/best[1].cpu_seconds)**(1/power)
+        more = min(len(ds), int(n*min(most, .98*growth)))
+        if more<1.05*n: break
+        tried = timed_fit(SVC(), ds.subset(slice(more)))
+        if tried[1].cpu_seconds<=2*seconds: n,best = more,tried
+        else: power,most = math.log(tried[1].cpu_seconds/best[1].cpu_seconds)/math.log(more/n),.98*more/n
+    return model_scores(*best, data, n, epochs=1)
 
 def fit_boosting(data, seed, seconds, probe):
     "`HistGradientBoostingClassifier()`, with as many iterations as fit, and 100, its default, at most"
-    def model(n): return HistGradientBoostingClassifier(max_iter=n, random_state=seed)
+    def fit(n): return timed_fit(HistGradientBoostingClassifier(max_iter=n, random_state=seed), data.train)
     few,more = (1,2) if probe<100 else (2,6)
-    first,second = (timed_fit(model(n), data.train) for n in (few,more))
+    first,second = (fit(n)[1].cpu_seconds for n in (few,more))
     each = max((second-first)/(more-few), 1e-3)
-    n = int(min(100, max(1, few + (2*seconds-first)//each)))
-    best,clock = model(n),Clock()
-    clock.start()
-    timed_fit(best, data.train)
-    clock.stop()
-    return model_scores(best, data, len(data.train), clock, epochs=1, iterations=best.n_iter_)
+    model,clock = fit(int(min(100, max(1, few + (2*seconds-first)//each))))
+    return model_scores(model, clock, data, len(data.train), epochs=1, iterations=model.n_iter_)
 
 fits = {
     "PyTorch's example": fit_example,
@@ -341,7 +304,7 @@ def keep(path, run):
         atomic_write(path, f'{{"format":"mnist_fastai experiment 1","runs":[\n{lines}\n]}}\n'.encode())
 
 def is_done(run, recipe, where, path, stale):
-    "Whether the file has this run. Raises `UserError` for a run that was made otherwise, unless `stale` says what to do"
+    "Whether the file has this run. Raises `UserError` if it was made otherwise and `stale` does not say what to do"
     old = next((o for o in found(path) if same(o, run)), None)
     if old is None: return False
     if isinstance(recipe, Group):
@@ -412,8 +375,9 @@ def how_long(runs):
 
 def markdown(runs, names, looks):
     "The table, and a line about data and machine"
-    lines = ['| network | seconds | epochs | parameters | n | validation | five shifts averaged | load_digits | test, one |',
-             '|---|--:|--:|--:|--:|--:|--:|--:|--:|']
+    head = ['network','training seconds','epochs','parameters','n',
+            'validation','five shifts averaged','`load_digits`','test']
+    lines = ['| ' + ' | '.join(head) + ' |', '|---|' + '--:|'*(len(head)-1)]
     for arm in dict.fromkeys([*names, *(o['arm'] for o in runs)]):
         mine = [o for o in runs if o['arm']==arm]
         if not mine: continue
@@ -426,11 +390,13 @@ def markdown(runs, names, looks):
     seeds = ', '.join(map(str, sorted({o['seed'] for o in runs if 'members' not in o})))
     libraries = all_of(lambda o: f"torch {o['versions']['torch']}, fastai {o['versions']['fastai']}, "
                                  f"scikit-learn {o['libraries']['scikit-learn']}, Python {o['versions']['python']}")
-    precisions = all_of(lambda o: f"{o['arm']} in {o['precision']}" if 'precision' in o and 'history' in o else '')
+    precisions = ' or '.join(sorted({o['precision'] for o in runs if 'history' in o}))
+    trained = f'; our networks trained in {precisions}' if precisions else ''
     return '\n'.join(lines) + (
-        f"\n\nAccuracies in percent, mean ± standard deviation over n runs; seeds {seeds}. Data: {all_of(lambda o: o['source'])} "
-        f"(fingerprint {all_of(lambda o: o['digits'])}). {all_of(lambda o: o['device'])}, one thread, "
-        f"{all_of(lambda o: o['processor'])}, {all_of(lambda o: o['capability'])}; {libraries}.")
+        f"\n\nAccuracies in percent, mean ± standard deviation over n runs; seeds {seeds}. "
+        f"Data: {all_of(lambda o: o['source'])} (fingerprint {all_of(lambda o: o['digits'])}). "
+        f"Device: {all_of(lambda o: o['device'])}, one thread, {all_of(lambda o: o['processor'])}, "
+        f"{all_of(lambda o: o['capability'])}{trained}; {libraries}.")
 
 def table(path, names):
     looks = {o['sha256']: o['accuracy'] for o in read_log(log)}
@@ -485,6 +451,7 @@ def parse(argv):
         args.budgets = [.2]
     arms |= others(args.budgets, 15 if args.short else 100)
     unknown = [o for o in args.arms or () if o not in arms]
+    if min(args.budgets)<=0: p.error('--budgets are seconds above 0')
     if unknown: p.error(f'there is no {unknown[0]!r}: choose from ' + ', '.join(map(repr, arms)))
     return args,arms
 
@@ -499,7 +466,8 @@ def main(argv=None):
 def work(args, arms, names, seeds, path):
     data = load_mnist(sample=args.short)
     if args.test: return evaluate_on_test({k: arms[k] for k in names}, path, seeds[0], data)
-    if args.digits: return print_digits([o for o in found(path) if o['arm'] in records], data.valid.labels.tolist())
+    ours = [o for o in found(path) if o['arm'] in records]
+    if args.digits: return print_digits(ours, data.valid.labels.tolist())
     run_all(arms, names, seeds, data, path, args.stale, quiet=args.short)
     text = table(path, arms)
     print(f'\n{text}')
