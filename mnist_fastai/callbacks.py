@@ -22,7 +22,7 @@ def fastest_precision(
     device='cpu', # Its type
     gain:float=1.15, # How many times as fast bfloat16 must be
 )->str: # 'bfloat16' or 'float32'
-    """Which precision trains a small convolution faster on this machine: measured once in a process, 0.3 s
+    """Which precision trains a small convolution faster on this machine: measured once in a process, half a second
 
     CPU seconds count, which other programs hardly change. It changes no random number. Off the CPU it is float32: there nothing is measured."""
     if torch.device(device).type!='cpu': return 'float32'
@@ -37,7 +37,7 @@ def fastest_precision(
             out.float().sum().backward()
         return time.process_time()-start
 
-    times = [(seconds(False),seconds(True)) for _ in range(5)]
+    times = [(seconds(False),seconds(True)) for _ in range(4)]
     float32,bfloat16 = (min(o) for o in zip(*times[1:])) # the first calls are slower
     return 'bfloat16' if float32>gain*bfloat16 else 'float32'
 
