@@ -115,7 +115,7 @@ def test_the_faster_precision_is_chosen(monkeypatch, slow, want):
         now[0] += 2 if slow==('bfloat16' if enabled else 'float32') else 1
         return real(*args, enabled=enabled)
     monkeypatch.setattr(torch, 'autocast', autocast)
-    monkeypatch.setattr(callbacks.time, 'perf_counter', lambda: now[0])
+    monkeypatch.setattr(callbacks.time, 'process_time', lambda: now[0])
     fastest_precision.cache_clear()
     try: assert fastest_precision()==want
     finally: fastest_precision.cache_clear()
