@@ -174,6 +174,13 @@ def test_an_ensemble_is_the_mean_of_its_members(made, few):
     assert res['train_seconds']==pytest.approx(sum(parts), abs=.02)
     assert res['parameters']==2*only(made[1], 'b', 2)['parameters']
 
+def test_one_network_of_each_row_is_evaluated_on_test(made, few, monkeypatch):
+    files = []
+    monkeypatch.setattr(networks, 'final_test', lambda file, log, data: files.append((file.name, log, data)))
+    networks.evaluate_on_test(arms | {'never trained': recipe}, made[0], 2, few)
+    log = repo/'results'/'final_test.json'
+    assert files==[('a-net-2.pth', log, few), ('b-2.pth', log, few), ('both-1.pth', log, few)]
+
 def test_an_ensemble_of_new_members_is_made_again(made, few, tmp_path):
     path = tmp_path/'nets.json'
     path.write_bytes(made[0].read_bytes())
