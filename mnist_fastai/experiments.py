@@ -328,11 +328,15 @@ def reproduce(
 
 # %% ../nbs/under_the_hood/experiments.ipynb #6f432d07
 def _augmentation():
-    "What lesson 14 compares: one change at a time to the recipe of `ConvNet`"
+    "What lesson 14 compares: one change at a time to the recipe of `ConvNet`, then several, then longer training"
     plain = recipes['ConvNet']
-    affine = dict(rotate=8, scale=.08, shear=.1, shift=1., thickness=0.)
-    return dict(none=plain, affine=replace(plain, augment=affine),
-                both=replace(plain, augment=affine | dict(elastic=.6)))
+    none = dict(rotate=0, scale=0., shear=0., shift=0., thickness=0., elastic=0.)
+    affine,elastic,pen = dict(rotate=8, scale=.08, shear=.1, shift=1.),dict(elastic=.6),dict(thickness=.7)
+    augments = {'affine': affine, 'elastic': elastic, 'pen': pen,
+                'affine+elastic': affine | elastic, 'all': affine | elastic | pen}
+    arms = {'none': plain} | {k: replace(plain, augment=none | o) for k,o in augments.items()}
+    return arms | {'smoothing': replace(plain, label_smoothing=.05), 'averaging': replace(plain, ema=.99),
+                   'long': replace(plain, epochs=10), 'long+augmented': replace(arms['affine+elastic'], epochs=10)}
 
 def grids()->dict: # Name of a file in `results/`, and its arms
     "The experiments of lessons 9, 13 and 14"

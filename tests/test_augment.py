@@ -3,10 +3,12 @@ from dataclasses import asdict, replace
 import json
 
 import pytest, torch
+import torch.nn.functional as F
 from fastai.callback.core import Callback
 
 from mnist_fastai.augment import *
 from mnist_fastai.data import Mnist
+from mnist_fastai.experiments import grids
 from mnist_fastai.loaders import digit_dls
 from mnist_fastai.models import Network
 from mnist_fastai.training import Recipe, digit_learner, evaluate, plot_losses, train
@@ -52,8 +54,59 @@ def test_the_pen():
     y = random_warp(xb, thickness=1, **none)
     assert y.min()>=-.4001 and y.max()<=2.8001
 
+def test_the_pen_goes_part_of_the_way_to_the_neighbors():
+    "Towards the largest of 3 by 3 pixels, or the smallest, by a share that is drawn for each digit"
+    xb = batch()
+    torch.manual_seed(0)
+    got = random_warp(xb, thickness=.7, **none)
+    torch.manual_seed(0)
+    random_affine(len(xb)) # draws first
+    u = .7*(2*torch.rand(len(xb), 1, 1, 1)-1)
+    largest,smallest = F.max_pool2d(xb, 3, 1, 1),-F.max_pool2d(-xb, 3, 1, 1)
+    assert torch.allclose(got, torch.where(u>0, xb+u*(largest-xb), xb-u*(smallest-xb)), atol=1e-3)
+
+def moves(elastic, n=500):
+    "How far `elastic` moves the middle pixels to the right, in pixels, read off an image whose values are its columns"
+    ramp = torch.arange(28.).expand(n, 1, 28, 28)
+    torch.manual_seed(0)
+    return (random_warp(ramp, thickness=0, elastic=elastic, **none)-ramp)[:,0,7:21,7:21]
+
+def test_elastic_is_counted_in_pixels():
+    for elastic in (.3,.6):
+        d = moves(elastic)
+        assert .8*elastic<d.std()<1.3*elastic and d.mean().abs()<.1*elastic
+    assert moves(0).abs().max()<1e-3
+
+def test_an_elastic_field_is_smooth_and_different_for_each_digit():
+    d = moves(.6)
+    neighbors,apart = (d[:,:,1:]-d[:,:,:-1]).std(),(d[1:]-d[:-1]).std()
+    assert neighbors<.3*d.std() and apart>d.std()
+    far = torch.corrcoef(torch.stack([d[:,0,0],d[:,-1,-1]]))[0,1] # opposite corners
+    assert far.abs()<.3
+
+def test_average_shifts_is_the_mean_of_five():
+    net = Network((784,10)).eval()
+    xb = F.pad(batch(8)[...,4:24,4:24], (4,4,4,4), value=-.4) # with a margin, as digits have
+    for by in (1,2):
+        five = [xb] + [xb.roll(o, dims=dim) for dim in (2,3) for o in (-by,by)]
+        with torch.no_grad():
+            want = torch.stack([net(o).softmax(1) for o in five]).mean(0)
+            assert torch.allclose(average_shifts(net, xb, by), want, atol=1e-6)
+
+def test_the_arms_of_lesson_14_change_what_they_say():
+    arms = {k: asdict(o) for k,o in grids()['augmentation'].items()}
+    plain = arms['none']
+    changed = {k: {f for f in o if o[f]!=plain[f]} for k,o in arms.items()}
+    assert changed=={'none': set(), 'smoothing': {'label_smoothing'}, 'averaging': {'ema'},
+                     'long': {'epochs'}, 'long+augmented': {'epochs','augment'},
+                     **{k: {'augment'} for k in ('affine','elastic','pen','affine+elastic','all')}}
+    on = {k: {f for f,v in o['augment'].items() if v} for k,o in arms.items()}
+    moved = {'rotate','scale','shear','shift'}
+    assert on['affine']==moved and on['elastic']=={'elastic'} and on['pen']=={'thickness'}
+    assert on['affine+elastic']==on['long+augmented']==moved | {'elastic'}
+    assert on['all']==moved | {'elastic','thickness'}
+
 def test_only_training_batches_are_bent(sample):
-    from fastai.callback.core import Callback
     seen = []
     class Peek(Callback):
         def before_batch(self): seen.append((self.training, self.xb[0].clone()))
@@ -114,6 +167,13 @@ def test_recipes_round_trip_through_json():
               Recipe('ImprovedNetwork', dict(sizes=(784,[32][0],10), p=.1), augment=dict(rotate=3))):
         assert Recipe(**json.loads(json.dumps(asdict(r))))==r
     assert Recipe('Network', dict(sizes=[784,32,10]))==Recipe('Network', dict(sizes=(784,32,10)))
+
+@pytest.mark.parametrize('wrong', [dict(rotate=-1), dict(elastic=float('nan')), dict(shift=float('inf')),
+                                   dict(thickness=1.5), dict(scale=-.1), dict(shear='much')])
+def test_an_amount_that_makes_no_sense_is_an_error(wrong):
+    name, = wrong
+    with pytest.raises((ValueError,TypeError)): RandomWarp(**wrong)
+    with pytest.raises(ValueError, match=f'{name} must be|arguments of RandomWarp'): Recipe('Network', augment=wrong)
 
 def test_unknown_arguments_are_an_error():
     with pytest.raises(ValueError, match='arguments of RandomWarp'): Recipe('Network', augment=dict(twist=3))
