@@ -8,11 +8,11 @@
 
 Every command can be stopped, and goes on where it was; `--names` and `--seeds` take some of the runs.
 
-Recipes are judged by the column `chosen by`: the mean accuracy on validation digits as they are, on validation digits in
-each form of `mnist_fastai.synthetic`, brought into MNIST's form by `preprocess`, and on drawn digits (made with another
-seed than those to train on, but by the same program). The foreign digits (`load_digits` of scikit-learn) are reported
-beside it and never used for a choice. But which styles are drawn was decided after seeing which foreign digits an earlier
-reader misread, so they are no longer quite unseen.
+Recipes are judged by the column `chosen by`: the mean accuracy on validation digits as they are, on validation digits
+in each form of `mnist_fastai.synthetic`, brought into MNIST's form by `preprocess`, and on drawn digits (made with
+another seed than those to train on, but by the same program). The foreign digits (`load_digits` of scikit-learn) are
+reported beside it and never used for a choice. But which styles are drawn was decided after seeing which foreign digits
+an earlier reader misread, so they are no longer quite unseen.
 """
 import argparse, csv, functools, json, sys, tempfile, time
 from dataclasses import asdict, dataclass, replace

@@ -5,7 +5,7 @@ import pytest
 from mnist_fastai.data import Digits
 from mnist_fastai.inference import Predictor
 from mnist_fastai.interpret import logits_of
-from mnist_fastai.synthetic import capture_kinds, digit_styles, draw_digit, drawn_digits, ood_images, ood_kinds, simulate
+from mnist_fastai.synthetic import *
 
 @pytest.fixture(scope='module')
 def reader(): return Predictor()
