@@ -16,9 +16,9 @@ def foreign_digits():
     images = torch.stack([preprocess((o/16).astype(np.float32)) for o in foreign.images])
     return Digits(images, foreign.target)
 
-def accuracy(net, ds, labels):
-    "Share of the digits `ds` for which the network predicts their label"
-    return (logits_of(net, ds).argmax(1)==labels).double().mean().item()
+def accuracy(net, ds):
+    "Share of the digits for which the network predicts their label"
+    return (logits_of(net, ds).argmax(1)==ds.labels).double().mean().item()
 
 def shifts_accuracy(net, ds):
     "Accuracy of the mean of the probabilities of each digit and of its four shifts by one pixel"
@@ -28,5 +28,4 @@ def shifts_accuracy(net, ds):
 
 def measure(net, data):
     "More numbers of a run: accuracy with five shifts averaged, on validation, and accuracy on other writers' digits"
-    foreign = foreign_digits()
-    return dict(shifts_accuracy=shifts_accuracy(net, data.valid), load_digits=accuracy(net, foreign, foreign.labels))
+    return dict(shifts_accuracy=shifts_accuracy(net, data.valid), load_digits=accuracy(net, foreign_digits()))

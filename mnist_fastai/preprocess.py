@@ -50,7 +50,8 @@ def ink_is_light(
     "Whether what stands out most from its surroundings is lighter than they are"
     t = _thumb(a) # a smaller copy, to save time
     surroundings = ndimage.gaussian_filter(t, .2*max(t.shape), mode='nearest') # the edge pixels go on beyond the edge
-    return bool(((t-surroundings)**3).sum()>0)
+    d = t-surroundings
+    return bool((d*d*d).sum()>0) # `d**3` takes fifty times as long where d is negative
 
 # %% ../nbs/16_own_digits.ipynb #8df11ff1
 def _fit_line(on):
@@ -109,9 +110,16 @@ def remove_frame(
 
 # %% ../nbs/16_own_digits.ipynb #0d42bc17
 def _away(strong):
-    "The pixels that are not near any pixel of the mask `strong`"
+    "The pixels that are not near any pixel of the mask `strong`: the negative of its `maximum_filter`, but faster"
     distance = max(1, round(max(strong.shape)/40))
-    return ~ndimage.maximum_filter(strong, 2*distance+1)
+    near = strong
+    for _ in range(2): # first up and down; transposed, to the left and right
+        shifted = near.copy()
+        for i in range(1, distance+1):
+            shifted[i:] |= near[:-i]
+            shifted[:-i] |= near[i:]
+        near = shifted.T
+    return ~near
 
 def _background_level(g):
     "The median level of the pixels away from the ink, and whether nearly all of them are within 0.02 of it"
@@ -148,6 +156,15 @@ def subtract_background(
 # %% ../nbs/16_own_digits.ipynb #71b68712
 _blank = 'The picture is blank: draw a digit on it, with a pen that stands out from the paper.'
 
+def _quantile(a, q):
+    "`np.quantile` of (n,): the same number, faster"
+    place = (len(a)-1)*q
+    i = int(place)
+    j = min(i+1, len(a)-1)
+    low,high = np.partition(a, (i,j))[[i,j]]
+    t = place-i
+    return low + (high-low)*t if t<.5 else high - (high-low)*(1-t)
+
 def stretch_contrast(
     c, # From `subtract_background` (h, w)
 ): # Ink from 0 to 1 (h, w)
@@ -157,9 +174,9 @@ def stretch_contrast(
     threshold = top*min(max(otsu(c/top), .45), .9) # ruled lines are less than half as dark as a pen
     strong = c>threshold
     background = c[_away(strong)]
-    lo = np.quantile(background, .98) if len(background)>9 and background.any() else 0
+    lo = _quantile(background, .98) if len(background)>9 and background.any() else 0
     lo = min(lo, .8*threshold)
-    hi = np.quantile(c[strong], .9)
+    hi = _quantile(c[strong], .9)
     return ((c-lo)/(hi-lo)).clip(0,1)
 
 # %% ../nbs/16_own_digits.ipynb #ebc5320e

@@ -5,7 +5,7 @@ from the fonts that come with matplotlib and from the photographs that come with
 same seed.
 """
 
-__all__ = ['simulate', 'capture_kinds', 'draw_digit', 'ood_images', 'ood_kinds']
+__all__ = ['simulate', 'capture_kinds', 'digit_styles', 'draw_digit', 'drawn_digits', 'ood_images', 'ood_kinds']
 
 import io, math
 
@@ -128,23 +128,70 @@ def simulate(
 
 # --- another writer
 
-#: For each digit its strokes, each a list of points: x to the right and y down, from 0 to 1. The 1 has a long upstroke
-#: and the 7 a bar, as in much of Europe; the 0 has a slash, as some programmers write it.
-_strokes = {
-    0: [[(.5,0), (.15,.2), (.1,.6), (.3,.95), (.6,1), (.85,.7), (.85,.3), (.5,0)],
-        [(.95,.05), (.05,.95)]],
-    1: [[(.0,.8), (.35,.4), (.65,0), (.62,.5), (.6,1)]],
-    2: [[(.15,.25), (.35,.02), (.7,.05), (.75,.35), (.4,.75), (.1,.98), (.3,.88), (.6,.98), (.9,.95)]],
-    3: [[(.2,.05), (.8,.05), (.45,.4), (.75,.5), (.85,.75), (.55,1), (.15,.9)]],
-    4: [[(.5,0), (.3,.3), (.1,.62), (.5,.62), (.9,.6)],
-        [(.7,.3), (.62,.65), (.58,1)]],
-    5: [[(.3,.05), (.25,.42), (.6,.4), (.8,.65), (.6,.95), (.15,.95)],
-        [(.3,.05), (.85,.02)]],
-    6: [[(.7,0), (.35,.3), (.15,.7), (.4,1), (.75,.85), (.7,.6), (.4,.55), (.2,.75)]],
-    7: [[(.1,.05), (.5,.06), (.9,.05), (.6,.5), (.4,1)],
-        [(.1,.56), (.5,.5), (.95,.45)]],
-    8: [[(.75,.15), (.45,0), (.25,.2), (.5,.45), (.78,.75), (.5,1), (.2,.8), (.45,.5), (.7,.3), (.75,.15)]],
-    9: [[(.8,.2), (.5,0), (.2,.2), (.35,.48), (.7,.4), (.8,.2), (.75,.6), (.5,1), (.2,.95)]],
+#: Ways to write each digit, most of them rare in MNIST: names, and strokes, each a list of points, x to the right and y
+#: down, from 0 to 1. `draw_digit` takes the first unless told otherwise: the 1 has a long upstroke and the 7 a bar, as
+#: in much of Europe; the 0 has a slash, as some programmers write it.
+digit_styles = {
+    0: {'slashed': [[(.5,0), (.15,.2), (.1,.6), (.3,.95), (.6,1), (.85,.7), (.85,.3), (.5,0)],
+                    [(.95,.05), (.05,.95)]],
+        'plain': [[(.5,0), (.2,.15), (.1,.5), (.2,.85), (.5,1), (.8,.85), (.9,.5), (.8,.15), (.5,0)]],
+        'open': [[(.55,.08), (.2,.15), (.1,.5), (.2,.85), (.5,1), (.8,.85), (.9,.5), (.85,.2), (.7,.02)]],
+        'looped': [[(.85,.0), (.5,.02), (.2,.2), (.1,.6), (.3,.95), (.6,1), (.85,.7), (.8,.3), (.5,.1), (.35,.2),
+                    (.55,.25)]]},
+    1: {'upstroke': [[(.0,.8), (.35,.4), (.65,0), (.62,.5), (.6,1)]],
+        'flag': [[(.2,.3), (.55,0), (.55,.5), (.55,1)]],
+        'long flag': [[(.1,.5), (.6,0), (.6,.5), (.6,1)]],
+        'flag and foot': [[(.25,.25), (.5,0), (.5,.5), (.5,1)],
+                          [(.15,1), (.5,1), (.85,1)]],
+        'foot': [[(.5,0), (.5,.5), (.5,1)],
+                 [(.2,1), (.5,1), (.8,1)]]},
+    2: {'plain': [[(.15,.25), (.35,.02), (.7,.05), (.75,.35), (.4,.75), (.1,.98), (.3,.88), (.6,.98), (.9,.95)]],
+        'straight foot': [[(.15,.25), (.45,0), (.8,.25), (.5,.65), (.12,1), (.5,1), (.9,1)]],
+        'wave': [[(.1,.2), (.4,0), (.75,.15), (.65,.5), (.15,.95), (.4,.85), (.65,1), (.95,.85)]],
+        'large loop': [[(.15,.2), (.5,0), (.8,.25), (.55,.7), (.2,1), (.05,.85), (.25,.7), (.6,.95), (.95,.9)]]},
+    3: {'flat top': [[(.2,.05), (.8,.05), (.45,.4), (.75,.5), (.85,.75), (.55,1), (.15,.9)]],
+        'round': [[(.15,.12), (.5,0), (.8,.2), (.65,.42), (.4,.48), (.7,.55), (.85,.78), (.5,1), (.1,.88)]],
+        'sharp': [[(.15,.05), (.5,0), (.8,.2), (.35,.45), (.85,.7), (.6,1), (.1,.95)]],
+        'looped': [[(.15,.15), (.5,0), (.75,.2), (.5,.48), (.35,.45), (.45,.4), (.8,.6), (.75,.9), (.4,1), (.1,.85)]]},
+    4: {'open': [[(.5,0), (.3,.3), (.1,.62), (.5,.62), (.9,.6)],
+                 [(.7,.3), (.62,.65), (.58,1)]],
+        'square': [[(.15,0), (.12,.3), (.1,.55), (.5,.55), (.95,.55)],
+                   [(.75,0), (.75,.5), (.75,1)]],
+        'closed': [[(.7,1), (.7,.5), (.7,0), (.38,.35), (.05,.68), (.5,.68), (.98,.68)]],
+        'wide': [[(.55,0), (.3,.4), (.02,.8), (.5,.75), (1,.7)],
+                 [(.65,.5), (.6,.75), (.55,1)]],
+        'long leg': [[(.2,0), (.1,.35), (.45,.42), (.8,.35)],
+                     [(.85,0), (.75,.5), (.65,1)]]},
+    5: {'two strokes': [[(.3,.05), (.25,.42), (.6,.4), (.8,.65), (.6,.95), (.15,.95)],
+                        [(.3,.05), (.85,.02)]],
+        'one stroke': [[(.85,.03), (.55,.03), (.25,.05), (.2,.42), (.55,.38), (.85,.65), (.6,.98), (.12,.93)]],
+        'like an S': [[(.85,.08), (.5,0), (.2,.18), (.35,.42), (.7,.55), (.8,.8), (.5,1), (.12,.9)]],
+        'small belly': [[(.9,.0), (.55,.0), (.3,.0), (.2,.5), (.55,.52), (.65,.75), (.45,1), (.1,.95)]]},
+    6: {'curled': [[(.7,0), (.35,.3), (.15,.7), (.4,1), (.75,.85), (.7,.6), (.4,.55), (.2,.75)]],
+        'straight': [[(.65,0), (.4,.3), (.2,.7), (.35,.97), (.65,.97), (.75,.75), (.55,.6), (.25,.72)]],
+        'large belly': [[(.75,.05), (.4,.05), (.15,.4), (.12,.75), (.45,1), (.85,.8), (.75,.45), (.4,.4), (.15,.6)]],
+        'open': [[(.6,0), (.25,.35), (.12,.75), (.4,1), (.75,.9), (.75,.65), (.5,.6)]]},
+    7: {'crossed': [[(.1,.05), (.5,.06), (.9,.05), (.6,.5), (.4,1)],
+                    [(.1,.56), (.5,.5), (.95,.45)]],
+        'plain': [[(.1,.05), (.5,.04), (.9,.03), (.65,.45), (.4,1)]],
+        'hooked': [[(.1,.25), (.12,.05), (.5,.05), (.9,.03), (.6,.5), (.45,1)]],
+        'hooked and crossed': [[(.08,.22), (.12,.05), (.5,.05), (.9,.03), (.65,.5), (.5,1)],
+                               [(.3,.52), (.6,.5), (.9,.48)]],
+        'curved': [[(.05,.2), (.25,.02), (.55,.12), (.9,.02), (.6,.4), (.5,1)],
+                   [(.3,.55), (.6,.52), (.85,.5)]]},
+    8: {'one stroke': [[(.75,.15), (.45,0), (.25,.2), (.5,.45), (.78,.75), (.5,1), (.2,.8), (.45,.5), (.7,.3),
+                        (.75,.15)]],
+        'two rings': [[(.5,.02), (.25,.12), (.25,.38), (.5,.47), (.75,.38), (.75,.12), (.5,.02)],
+                      [(.5,.47), (.2,.6), (.2,.88), (.5,1), (.8,.88), (.8,.6), (.5,.47)]],
+        'open': [[(.9,.0), (.5,.03), (.25,.2), (.5,.45), (.78,.75), (.5,1), (.2,.8), (.45,.5), (.8,.15)]],
+        'small top': [[(.6,.1), (.45,0), (.35,.12), (.5,.3), (.85,.65), (.5,1), (.12,.75), (.45,.35), (.6,.1)]]},
+    9: {'curved leg': [[(.8,.2), (.5,0), (.2,.2), (.35,.48), (.7,.4), (.8,.2), (.75,.6), (.5,1), (.2,.95)]],
+        'straight leg': [[(.75,.25), (.5,.02), (.2,.15), (.25,.42), (.55,.48), (.75,.25), (.75,.1), (.75,.5), (.75,1)]],
+        'foot': [[(.75,.25), (.5,.02), (.2,.2), (.4,.47), (.7,.35), (.75,.1), (.75,.5), (.7,.9), (.45,1), (.1,.95),
+                  (.05,.8)]],
+        'flat foot': [[(.75,.25), (.5,.02), (.2,.2), (.4,.47), (.7,.35), (.78,.15), (.75,.55), (.7,1), (.4,1),
+                       (.05,1)]],
+        'open': [[(.7,.05), (.35,.05), (.15,.3), (.4,.48), (.75,.35), (.8,.05), (.75,.5), (.6,1)]]},
 }
 
 def _smooth(points):
@@ -153,18 +200,57 @@ def _smooth(points):
     coords = [np.interp(t, np.arange(len(points)), o) for o in points.T]
     return np.stack([ndimage.gaussian_filter1d(o, 3, mode='nearest') for o in coords], 1)
 
+def _points(digit, style, rng, wobble=.03):
+    "The strokes of a digit, every point moved at random"
+    styles = digit_styles[digit]
+    if style is None: style = next(iter(styles))
+    strokes = styles[check_choice(style, styles, f'style of {digit}')]
+    return [np.array(o) + rng.normal(0, wobble, (len(o),2)) for o in strokes]
+
 def draw_digit(
     digit:int,
     rng, # numpy's generator
+    style:str=None, # A name in `digit_styles[digit]`; by default the first
 )->Image.Image: # Grey, 160 by 200, dark on light
     "A digit drawn with a pen, never twice the same: a stand-in for your own writing"
     im,slant = Image.new('L', (320,400), 255),rng.normal(.1, .06)
     w,h = rng.uniform(120,170),rng.uniform(230,300)
-    for stroke in _strokes[digit]:
-        points = np.array(stroke) + rng.normal(0, .03, (len(stroke),2))
+    for points in _points(digit, style, rng):
         xy = [(90+w*(x-slant*(y-.5)), 60+h*y) for x,y in _smooth(points)]
         ImageDraw.Draw(im).line(xy, 30, 14, 'curve')
     return im.resize((160,200), Image.BOX)
+
+def _draw_small(digit, rng):
+    """A digit in a style, a slant and a pen of its own, in MNIST's form: light on dark, uint8 (28, 28)
+
+    Its longer side has 18 to 20 pixels, its center of mass is in the middle. It is drawn four times as large."""
+    style = str(rng.choice(list(digit_styles[digit])))
+    slant,width,pen = rng.normal(.1, .15),rng.uniform(.5, 1),rng.uniform(6, 13)
+    strokes = [_smooth(o)[::2] for o in _points(digit, style, rng)] # every other point is enough
+    strokes = [np.stack([width*x - slant*(y-.5), y], 1) for x,y in (o.T for o in strokes)]
+    points = np.concatenate(strokes)
+    first,size = points.min(0),np.ptp(points, 0)
+    scale = (80-pen)/size.max()
+    w,h = [math.ceil(o/4)*4 for o in size*scale + pen]
+    im = Image.new('L', (w,h))
+    for o in strokes:
+        xy = (o-first)*scale + pen/2
+        ImageDraw.Draw(im).line(xy.ravel().tolist(), 255, round(pen), 'curve')
+    x = np.asarray(im.reduce(4))
+    top,left = [min(max(round(14-c), 0), 28-n) for c,n in zip(ndimage.center_of_mass(x), x.shape)]
+    res = np.zeros((28,28), np.uint8)
+    res[top:top+len(x),left:left+x.shape[1]] = x
+    return res
+
+def drawn_digits(
+    n:int, # How many; as many of each digit as of any other, if ten divides it
+    seed:int=0,
+)->tuple: # Images in MNIST's form, uint8 (n, 28, 28), and labels (n,)
+    "Digits drawn with a pen in random styles of `digit_styles`, as `Digits(*drawn_digits(1000))` takes them"
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.arange(n)%10)
+    images = [_draw_small(digit, rng) for digit in labels.tolist()]
+    return np.stack(images) if n else np.zeros((0,28,28), np.uint8),labels
 
 # --- what is not a digit; each function takes numpy's generator and `Digits`
 

@@ -8,14 +8,14 @@ from sklearn.datasets import load_digits
 
 from conftest import repo
 from mnist_fastai.checkpoint import CheckpointError, load_network
-from mnist_fastai.data import DataInfo, Digits
+from mnist_fastai.data import DataInfo, Digits, Mnist
 from mnist_fastai.images import *
 from mnist_fastai.improvement import ImprovedNetwork, recipes
 from mnist_fastai.inference import *
 from mnist_fastai.interpret import logits_of
 from mnist_fastai.models import Network
-from mnist_fastai.preprocess import preprocess, preprocess_steps
-from mnist_fastai.synthetic import capture_kinds, ood_images, simulate
+from mnist_fastai.preprocess import *
+from mnist_fastai.synthetic import capture_kinds, drawn_digits, ood_images, simulate
 from mnist_fastai.training import Recipe, train
 
 def seven(side=100, width=12, top=20, left=30, h=60, w=40):
@@ -216,3 +216,54 @@ def test_fine_tuning_trains_a_copy(sample):
     assert learn.model.train_sources==('own','sample') and net.train_sources==('sample',) and learn.seed==42
     old,new = [accuracy(m, own.images, own.labels) for m in (net, learn.model)]
     assert new>old+.2
+
+# --- digits that MNIST hardly has, among those to train on
+
+def test_simulated_forms_are_digits_of_each_kind_with_their_labels(sample):
+    ds = sample.train.subset(torch.arange(20)*190)
+    a,b,c = simulated_forms(ds, 40),simulated_forms(ds, 40),simulated_forms(ds, 40, seed=1)
+    assert 38<=len(a)<=40 and torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels)
+    assert len(a)!=len(c) or not torch.equal(a.images, c.images)
+    assert accuracy(Predictor().net, a.images, a.labels)>.9
+    one = ds.subset(slice(0,1))
+    expected = torch.stack([preprocess(simulate(one, kind)[0]) for kind in capture_kinds])
+    assert torch.equal(simulated_forms(one, 8).images, expected)
+    assert len(simulated_forms(ds, 0))==0
+
+def test_the_shares_of_the_digits_to_train_on(sample):
+    few = Mnist(sample.train.subset(slice(300)), sample.valid, sample.test, sample.source)
+    m = reader_data(few, forms=.2, drawn=.1)
+    n_drawn,n_forms = 33,83 # a tenth of 333, a fifth of 416
+    assert len(m.train)==300+n_drawn+n_forms and m.valid is few.valid and m.test is few.test
+    assert torch.equal(m.train.images[:300], few.train.images) and torch.equal(m.train.labels[:300], few.train.labels)
+    images,labels = drawn_digits(n_drawn)
+    assert (m.train.images[300:333].numpy()==images).all() and (m.train.labels[300:333].numpy()==labels).all()
+    assert (m.train.split,m.train.source,m.source)==('train','sample','sample')
+    assert reader_data(few) is few
+    net = train(Recipe('Network', epochs=1), m, 0, 'cpu', quiet=True).model
+    assert net.train_sources==('sample',) # so that its guards hold
+
+@pytest.mark.parametrize('shares', [dict(forms=1), dict(drawn=-.1), dict(forms=1.5, drawn=.1)])
+def test_shares_that_cannot_be(sample, shares):
+    with pytest.raises(ValueError, match='at least 0 and below 1'): reader_data(sample, **shares)
+
+# --- preprocessing is fast, and gives what the plain formulas give
+
+@pytest.mark.parametrize('kind', ['photographed','thick','slanted'])
+def test_the_fast_ways_give_the_numbers_of_the_plain_ones(sample, kind):
+    from scipy import ndimage
+    def away(strong): return ~ndimage.maximum_filter(strong, 2*max(1, round(max(strong.shape)/40))+1)
+    for picture in simulate(sample.valid.subset(slice(0, None, 25)), kind):
+        a = np.float32(picture)/255
+        g = a if ink_is_light(a) else 1-a
+        far = g[away(g>otsu(g))]
+        assert has_uniform_background(g)==((abs(far-np.median(far))<.02).mean()>.97)
+        c = subtract_background(g)
+        threshold = c.max()*min(max(otsu(c/c.max()), .45), .9)
+        lo = min(np.quantile(c[away(c>threshold)], .98), .8*threshold)
+        hi = np.quantile(c[c>threshold], .9)
+        assert np.array_equal(stretch_contrast(c), ((c-lo)/(hi-lo)).clip(0,1))
+        if max(a.shape)<=64: # not made smaller first
+            for o in (a,1-a):
+                rest = o-ndimage.gaussian_filter(o, .2*max(o.shape), mode='nearest')
+                assert ink_is_light(o)==((rest**3).sum()>0)
