@@ -65,15 +65,16 @@ class ConvNet(nn.Module):
 # %% ../nbs/13_convolution.ipynb #7f38a8be
 recipes['ConvNet'] = Recipe('ConvNet', {}, epochs=5, bs=128, lr=1e-2, wd=.05, sqr_mom=.99, precision='fastest')
 
-# %% ../nbs/13_convolution.ipynb #26a6013d
+# %% ../nbs/13_convolution.ipynb #01cbc344
 def _step(blocks, **kwargs): return replace(recipes['ConvNet'], kwargs=dict(blocks=blocks, bn=False, **kwargs))
 
-#: The networks of lesson 13, each with one change
+# The networks of lesson 13, each one change away from an earlier one
 steps = {
     'linear layers': replace(recipes['ConvNet'], arch='Network', kwargs=dict(sizes=(784,128,10))),
     'one convolution': _step(((16,),), pool=False),
     'pooling in place of stride': _step(((16,),), stride=1),
-    'stride, two convolutions, pooling': _step(((16,32),)),
+    'stride and pooling': _step(((16,),)),
+    'two convolutions': _step(((16,32),)),
     'four convolutions': _step(((16,32),(32,64))),
     'batch normalization': recipes['ConvNet'],
 }

@@ -99,10 +99,10 @@ def test_its_recipe():
 
 def test_the_steps_differ_in_the_network_alone():
     last = steps['batch normalization']
-    assert last==recipes['ConvNet'] and len(steps)==6
+    assert last==recipes['ConvNet'] and len(steps)==7
     assert all(replace(o, arch=last.arch, kwargs=last.kwargs)==last for o in steps.values())
     numbers = [count_parameters(find_model(o.arch)(**o.kwargs)) for o in steps.values()]
-    assert numbers==[101_770, 31_786, 31_786, 20_746, 38_570, 38_714]
+    assert numbers==[101_770, 31_786, 31_786, 8_266, 20_746, 38_570, 38_714]
 
 @pytest.fixture(scope='module')
 def few(sample):
