@@ -191,7 +191,7 @@ def test_step_stats_of_plain_gradient_descent(sample):
     stats = StepStats()
     learn = digit_learner(digit_dls(one, device='cpu'), net, lr=.5, opt_func=sgd, cbs=stats)
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
-    table = stats.table
+    table = stats.table()
     assert table.layer.tolist()==['layers.0.weight']
     change = (net.layers[0].weight-w).abs().mean().item()
     np.testing.assert_allclose(table.gradient[0], change/.5, rtol=1e-4)
@@ -202,7 +202,7 @@ def test_step_stats_count_a_missing_gradient_as_0(sample):
         def forward(self, x): return self.layers[1](F.relu(self.layers[0](x.flatten(1))).detach())
     stats = StepStats()
     fit(sample, lambda: Cut((784,16,10)), epochs=1, cbs=stats)
-    means = stats.table.groupby('layer').mean()
+    means = stats.table().groupby('layer').mean()
     assert means.loc['layers.0.weight'].tolist()==[0,0] and (means.loc['layers.1.weight']>0).all()
 
 @pytest.mark.parametrize('net', [Network, ImprovedNetwork])
