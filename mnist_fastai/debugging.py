@@ -138,13 +138,13 @@ def input_stats(
     return pd.DataFrame({name: dict(min=o.min().item(), max=o.max().item(), mean=o.mean().item(), std=o.std().item())
                          for name,o in rows.items()}).T
 
-# %% ../nbs/12_debugging.ipynb #e3c889db
+# %% ../nbs/12_debugging.ipynb #f8d69a1b
 def find_duplicates(
     a:Digits, b:Digits, # Two splits
 )->list: # Pairs of positions: in `a`, in `b`
     "Images of `b` that are in `a` too, pixel by pixel. Of equal images in `a` the last one counts"
-    where = {o.numpy().tobytes(): i for i,o in enumerate(a.images)}
-    keys = [o.numpy().tobytes() for o in b.images]
+    where = {o.tobytes(): i for i,o in enumerate(a.images.numpy())}
+    keys = [o.tobytes() for o in b.images.numpy()]
     return [(where[k],i) for i,k in enumerate(keys) if k in where]
 
 # %% ../nbs/12_debugging.ipynb #9002191b
@@ -186,7 +186,7 @@ def depends_on_batch(
     with torch.no_grad(): whole,alone = net(xb)[:n],net(xb[:n])
     return ((whole-alone).abs().max()/whole.abs().max().clamp(min=1e-8)).item()
 
-# %% ../nbs/12_debugging.ipynb #80f173f9
+# %% ../nbs/12_debugging.ipynb #0b82ec12
 def _check_optimizer(learn):
     mine = [p for p in learn.model.parameters() if p.requires_grad]
     held = {id(o[0]) for o in learn.opt.all_params()}
@@ -222,8 +222,8 @@ def _check_inputs(train, valid, limits):
 
 def _check_order(counts, limits):
     share = (counts.max(1).values/counts.sum(1)).mean()
-    if counts.sum(1).min()>=8 and share>limits.one_class: return (f'On average {share:.0%} of a training batch are of one class: '
-                                                    'shuffle the training digits.')
+    if counts.sum(1).min()>=8 and share>limits.one_class:
+        return f'On average {share:.0%} of a training batch are of one class: shuffle the training digits.'
 
 def _check_classes(logits, labels, limits):
     there,found = labels.bincount(minlength=logits.shape[1]),logits.argmax(1).bincount(minlength=logits.shape[1])
@@ -262,7 +262,7 @@ def _need_fitted(learn):
     if learn.opt is None or not len(learn.history.batches):
         raise ValueError('This learner was never fitted: call fit, then check_training.')
 
-# %% ../nbs/12_debugging.ipynb #1c3b303b
+# %% ../nbs/12_debugging.ipynb #344db2e9
 def check_training(
     learn:Learner, # Fitted; it stays as it is
     n:int=2000, # Digits to look at in each split
@@ -278,8 +278,8 @@ def check_training(
     if not found['optimizer']: found['gradients'] = _check_gradients(learn)
     found.update({ # causes first, then symptoms
         'equal units': _check_units(net, limits), 'order': _check_order(batch_classes(learn.dls.train), limits),
-        'inputs': _check_inputs(xt, xv, limits), 'outputs': _check_outputs(logits), 'batch': _check_batch(net, xv, limits),
-        'duplicates': _check_duplicates(learn.dls.train_ds, learn.dls.valid_ds),
+        'inputs': _check_inputs(xt, xv, limits), 'outputs': _check_outputs(logits),
+        'batch': _check_batch(net, xv, limits), 'duplicates': _check_duplicates(learn.dls.train_ds, learn.dls.valid_ds),
         'first loss': _check_start(losses, guess, limits), 'rising loss': _check_rise(losses, guess, limits),
         'slow': _check_slow(losses, valid_loss, guess, limits), 'dead units': _check_dead(net, xv, limits),
         'classes': _check_classes(logits, yv, limits)})
