@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['overfit_batch', 'StepStats', 'gradient_check', 'dead_units', 'batch_classes', 'input_stats', 'find_duplicates',
-           'depends_on_batch', 'check_training']
+           'CheckLimits', 'depends_on_batch', 'check_training']
 
-# %% ../nbs/12_debugging.ipynb #0238ed2c
+# %% ../nbs/12_debugging.ipynb #db670d16
 from copy import deepcopy
+from dataclasses import dataclass
 
 from .data import *
 from .loaders import *
@@ -32,7 +33,7 @@ def _first(dl, n):
     xs,ys = zip(*_batches(dl, -(-n//dl.bs)))
     return torch.cat(xs)[:n],torch.cat(ys)[:n]
 
-# %% ../nbs/12_debugging.ipynb #4686ed9b
+# %% ../nbs/12_debugging.ipynb #ef4925f3
 def overfit_batch(
     learn:Learner, # Its network stays as it is
     steps:int=100,
@@ -42,7 +43,7 @@ def overfit_batch(
     net,losses = deepcopy(learn.model).train(),[]
     xb,yb = _first(learn.dls.train, n)
     with torch.random.fork_rng(): # random numbers of later code stay the same
-        opt = learn.opt_func(learn.splitter(net), lr=learn.lr)
+        opt = learn.opt_func(net.parameters(), lr=learn.lr)
         for _ in range(steps):
             loss = learn.loss_func(net(xb), yb)
             loss.backward()
@@ -51,7 +52,7 @@ def overfit_batch(
             losses.append(loss.item())
     return losses
 
-# %% ../nbs/12_debugging.ipynb #732e2bf3
+# %% ../nbs/12_debugging.ipynb #309d3088
 class StepStats(Callback):
     "At each step and for each weight matrix: the mean size of its gradient, and its update-to-weight ratio"
     def before_fit(self): self.rows = []
@@ -66,10 +67,9 @@ class StepStats(Callback):
             ratio = (p.detach()-w).abs().mean()/w.abs().mean()
             self.rows.append(dict(layer=k, gradient=gradient, ratio=ratio.item()))
 
-@patch(as_prop=True)
-def table(self:StepStats)->pd.DataFrame: # A row a layer and step
-    "What was noted"
-    return pd.DataFrame(self.rows, columns=['layer','gradient','ratio'])
+    def table(self)->pd.DataFrame: # A row for each layer and step
+        "What was noted"
+        return pd.DataFrame(self.rows, columns=['layer','gradient','ratio'])
 
 # %% ../nbs/12_debugging.ipynb #c60ecb18
 def gradient_check(
@@ -102,24 +102,23 @@ def _difference(loss, p, g, n, h):
     by_h,by_g = torch.tensor(slopes).T
     return ((by_h-by_g).abs().max()/torch.stack([by_h,by_g]).abs().max().clamp(min=1e-8)).item()
 
-# %% ../nbs/12_debugging.ipynb #ac94bd34
-def _outputs(net, xb):
-    "Each layer with parameters and its output, in the order in which they are computed, in evaluation mode"
+# %% ../nbs/12_debugging.ipynb #ef4a6217
+def _before_relu(net, xb):
+    "For each hidden layer what comes to ReLU in evaluation mode: a column for each unit (or channel)"
     net,calls = deepcopy(net).eval(),[]
     layers = [m for m in flatten_model(net) if has_params(m)]
     with Hooks(layers, lambda m,i,o: calls.append((m,o))), torch.no_grad(): net(xb)
-    return calls
+    norm = nn.modules.batchnorm._BatchNorm # ReLU follows it, not the layer before it
+    outs = [o for (_,o),(after,_) in zip(calls, calls[1:]) if not isinstance(after, norm)]
+    return [o.transpose(0, 1).flatten(1).T for o in outs]
 
-# %% ../nbs/12_debugging.ipynb #e130de0b
+# %% ../nbs/12_debugging.ipynb #b2b5c148
 def dead_units(
     net:nn.Module,
     xb:Tensor, # A batch of digits, best a thousand or more
 )->list: # A share for each hidden layer
     "Share of the units whose output before ReLU is negative or 0 for every digit"
-    calls = _outputs(net, xb)
-    norm = nn.modules.batchnorm._BatchNorm
-    before_relu = [o for (m,o),(after,_) in zip(calls, calls[1:]) if not isinstance(after, norm)]
-    return [(o.transpose(0, 1).flatten(1)<=0).all(1).float().mean().item() for o in before_relu]
+    return [(o<=0).all(0).float().mean().item() for o in _before_relu(net, xb)]
 
 # %% ../nbs/12_debugging.ipynb #9f7ea347
 def batch_classes(
@@ -139,21 +138,43 @@ def input_stats(
     return pd.DataFrame({name: dict(min=o.min().item(), max=o.max().item(), mean=o.mean().item(), std=o.std().item())
                          for name,o in rows.items()}).T
 
-# %% ../nbs/12_debugging.ipynb #e3c889db
+# %% ../nbs/12_debugging.ipynb #f8d69a1b
 def find_duplicates(
     a:Digits, b:Digits, # Two splits
 )->list: # Pairs of positions: in `a`, in `b`
     "Images of `b` that are in `a` too, pixel by pixel. Of equal images in `a` the last one counts"
-    where = {o.numpy().tobytes(): i for i,o in enumerate(a.images)}
-    keys = [o.numpy().tobytes() for o in b.images]
+    where = {o.tobytes(): i for i,o in enumerate(a.images.numpy())}
+    keys = [o.tobytes() for o in b.images.numpy()]
     return [(where[k],i) for i,k in enumerate(keys) if k in where]
 
-# %% ../nbs/12_debugging.ipynb #f2f5eca0
+# %% ../nbs/12_debugging.ipynb #9002191b
+@dataclass(frozen=True)
+class CheckLimits:
+    "The numbers that `check_training` compares with; chosen with the networks of this course on MNIST"
+    first_loss:float = 5. # `first loss`: the loss of the first batch is above this many times guessing
+    rise:float = 5. # `rising loss`: a batch is above this many times guessing and first loss
+    slow:float = .5 # `slow`: the last quarter is above this share of guessing, and falls as fast as the first
+    learned:float = .97 # `slow` has a validation loss below this share of guessing, `labels` has none
+    fitted:float = .8 # `labels`: the training loss is above this share of guessing too
+    memorized:float = .2 # `labels`: a last loss of `overfit_batch` below it counts as learned
+    mean:float = .2 # `inputs`: training and validation means differ by this many standard deviations
+    std:float = 1.33 # `inputs`: one of the two standard deviations is this many times the other
+    one_class:float = .5 # `order`: mean share of the most frequent class in a batch
+    expected:int = 10 # `classes`: so many validation digits of a class, and it is never predicted
+    spread:float = .01 # `equal units`: spread between units, as a share of the mean size of the weights
+    dead:float = .9 # `dead units`: share of a hidden layer
+    batch:float = .01 # `batch`: see `depends_on_batch`
+
+# %% ../nbs/12_debugging.ipynb #3bff1702
 def _check_outputs(logits):
     if logits.min()<0: return
     if ((logits.sum(1)-1).abs()<1e-3).all():
         return 'The outputs are probabilities, and cross-entropy applies softmax again: return the logits.'
     return 'No output is ever negative: remove the activation function after the last layer.'
+
+def _check_dead(net, xb, limits):
+    worst = max(dead_units(net, xb), default=0.)
+    if worst>limits.dead: return f'{worst:.0%} of the units of a hidden layer are 0 for every digit: look at its steps.'
 
 # %% ../nbs/12_debugging.ipynb #3b85a457
 def depends_on_batch(
@@ -165,7 +186,7 @@ def depends_on_batch(
     with torch.no_grad(): whole,alone = net(xb)[:n],net(xb[:n])
     return ((whole-alone).abs().max()/whole.abs().max().clamp(min=1e-8)).item()
 
-# %% ../nbs/12_debugging.ipynb #8fb4ea77
+# %% ../nbs/12_debugging.ipynb #0b82ec12
 def _check_optimizer(learn):
     mine = [p for p in learn.model.parameters() if p.requires_grad]
     held = {id(o[0]) for o in learn.opt.all_params()}
@@ -177,49 +198,46 @@ def _check_gradients(learn):
     if any(p.grad is not None and p.grad.any() for p in learn.model.parameters()):
         return 'Gradients are left over after the last step: call zero_grad after each step.'
 
-def _check_start(losses, guess):
-    if losses[0]>5*guess: return (f'The first loss is {losses[0]:.1f}, and guessing has {guess:.2f}: '
+def _check_start(losses, guess, limits):
+    if losses[0]>limits.first_loss*guess: return (f'The first loss is {losses[0]:.1f}, and guessing has {guess:.2f}: '
                                   'look at the first weights and the size of the inputs.')
 
-def _check_rise(losses, guess):
+def _check_rise(losses, guess, limits):
     top = max(losses)
-    if not math.isfinite(sum(losses)) or top>5*max(losses[0], guess):
+    if not math.isfinite(sum(losses)) or top>limits.rise*max(losses[0], guess):
         return f'The loss rose from {losses[0]:.2f} to {top:.1f}: lower the learning rate.'
 
-def _check_slow(losses, valid_loss, guess):
+def _check_slow(losses, valid_loss, guess, limits):
     n = len(losses)//4
-    if n<5 or not valid_loss<.97*guess: return
+    if n<5 or not valid_loss<limits.learned*guess: return
     a,b,c,d = [sum(losses[i*n:(i+1)*n])/n for i in range(4)]
-    if d>guess/2 and c-d>=a-b>0: return (f'The loss, {d:.2f}, was still falling as fast as at the start: '
+    if d>limits.slow*guess and c-d>=a-b>0: return (f'The loss, {d:.2f}, was still falling as fast as at the start: '
                                          'raise the learning rate or train longer.')
 
-def _check_inputs(train, valid):
+def _check_inputs(train, valid, limits):
     gap,ratio = (train.mean()-valid.mean()).abs(),train.std()/valid.std()
-    if gap>.2*train.std() or not .75<ratio<1.33:
+    if gap>limits.mean*train.std() or not 1/limits.std<ratio<limits.std:
         return (f'Training inputs have mean {train.mean():.2f} and standard deviation {train.std():.2f}, validation '
                 f'inputs {valid.mean():.2f} and {valid.std():.2f}: normalize both in the same way.')
 
-def _check_order(counts):
+def _check_order(counts, limits):
     share = (counts.max(1).values/counts.sum(1)).mean()
-    if counts.sum(1).min()>=8 and share>.5: return (f'On average {share:.0%} of a training batch are of one class: '
-                                                    'shuffle the training digits.')
+    if counts.sum(1).min()>=8 and share>limits.one_class:
+        return f'On average {share:.0%} of a training batch are of one class: shuffle the training digits.'
 
-def _check_classes(logits, labels):
+def _check_classes(logits, labels, limits):
     there,found = labels.bincount(minlength=logits.shape[1]),logits.argmax(1).bincount(minlength=logits.shape[1])
-    never = ((there>=10) & (found==0)).nonzero()[:,0].tolist()
+    never = ((there>=limits.expected) & (found==0)).nonzero()[:,0].tolist()
     if never: return f'Never predicted: {", ".join(map(str, never))}. Look at the outputs and at the labels.'
 
-def _check_units(net):
+def _check_units(net, limits):
     for k,p in net.named_parameters():
-        if p.ndim>1 and len(p)>1 and p.detach().flatten(1).std(0).max()<.01*p.detach().abs().mean():
+        p = p.detach()
+        if p.ndim>1 and len(p)>1 and p.flatten(1).std(0).max()<limits.spread*p.abs().mean():
             return f'All units of {k} have the same weights: start from random weights.'
 
-def _check_dead(net, xb):
-    worst = max(dead_units(net, xb), default=0.)
-    if worst>.9: return f'{worst:.0%} of the units of a hidden layer are 0 for every digit: lower the learning rate.'
-
-def _check_batch(net, xb):
-    if depends_on_batch(net, xb)>.01:
+def _check_batch(net, xb, limits):
+    if depends_on_batch(net, xb)>limits.batch:
         return 'A prediction depends on the other digits of its batch: use running statistics in evaluation mode.'
 
 def _check_duplicates(train, valid):
@@ -227,9 +245,9 @@ def _check_duplicates(train, valid):
     n = len(find_duplicates(train, valid))
     if n: return f'{n:,} of the {len(valid):,} validation images are also training images: remove them from one split.'
 
-def _check_labels(learn, losses, valid_loss, guess):
-    if valid_loss<.97*guess or sum(losses[-10:])/len(losses[-10:])<.8*guess: return
-    if overfit_batch(learn)[-1]<.2:
+def _check_labels(learn, losses, valid_loss, guess, limits):
+    if valid_loss<limits.learned*guess or sum(losses[-10:])/len(losses[-10:])<limits.fitted*guess: return
+    if overfit_batch(learn)[-1]<limits.memorized:
         return 'It is no better than guessing, but learns one batch: do the labels belong to their images?'
     return 'It is no better than guessing, and does not even learn one batch: look at the gradients and steps.'
 
@@ -244,10 +262,11 @@ def _need_fitted(learn):
     if learn.opt is None or not len(learn.history.batches):
         raise ValueError('This learner was never fitted: call fit, then check_training.')
 
-# %% ../nbs/12_debugging.ipynb #60b547f4
+# %% ../nbs/12_debugging.ipynb #344db2e9
 def check_training(
     learn:Learner, # Fitted; it stays as it is
     n:int=2000, # Digits to look at in each split
+    limits:CheckLimits=CheckLimits(),
 )->dict: # A name and a sentence for each finding; empty if nothing looks wrong
     "The cheap checks of this lesson. Raises `ValueError` for a learner that was never fitted or has no loaders"
     _need_fitted(learn)
@@ -255,14 +274,17 @@ def check_training(
     (xt,_),(xv,yv) = _first(learn.dls.train, n),_first(learn.dls.valid, n)
     with torch.no_grad(): logits = net(xv)
     guess,valid_loss = math.log(logits.shape[1]),epochs.valid_loss.iloc[-1]
-    found = {'optimizer': _check_optimizer(learn), 'first loss': _check_start(losses, guess),
-             'rising loss': _check_rise(losses, guess), 'slow': _check_slow(losses, valid_loss, guess),
-             'inputs': _check_inputs(xt, xv), 'order': _check_order(batch_classes(learn.dls.train)),
-             'outputs': _check_outputs(logits), 'classes': _check_classes(logits, yv), 'equal units': _check_units(net),
-             'dead units': _check_dead(net, xv), 'batch': _check_batch(net, xv),
-             'duplicates': _check_duplicates(learn.dls.train_ds, learn.dls.valid_ds)}
+    found = dict(optimizer=_check_optimizer(learn))
     if not found['optimizer']: found['gradients'] = _check_gradients(learn)
+    found.update({ # causes first, then symptoms
+        'equal units': _check_units(net, limits), 'order': _check_order(batch_classes(learn.dls.train), limits),
+        'inputs': _check_inputs(xt, xv, limits), 'outputs': _check_outputs(logits),
+        'batch': _check_batch(net, xv, limits), 'duplicates': _check_duplicates(learn.dls.train_ds, learn.dls.valid_ds),
+        'first loss': _check_start(losses, guess, limits), 'rising loss': _check_rise(losses, guess, limits),
+        'slow': _check_slow(losses, valid_loss, guess, limits), 'dead units': _check_dead(net, xv, limits),
+        'classes': _check_classes(logits, yv, limits)})
     found = {k: o for k,o in found.items() if o}
-    cause_known = found.keys()-{'classes'}
-    stuck = None if cause_known else _check_labels(learn, losses, valid_loss, guess)
-    return found | ({'labels': stuck} if stuck else {})
+    if not set(found)-{'classes'}: # `classes` explains nothing
+        stuck = _check_labels(learn, losses, valid_loss, guess, limits)
+        if stuck: found['labels'] = stuck
+    return found

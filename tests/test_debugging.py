@@ -120,6 +120,29 @@ def test_what_a_recipe_may_switch_on_is_no_fault(sample, change):
     recipe = replace(find_recipe('Network'), epochs=5, **change)
     assert check_training(train(recipe, sample, 1, device='cpu', quiet=True))=={}
 
+@pytest.mark.parametrize('limits,finding', [
+    (dict(first_loss=.5), 'first loss'), (dict(rise=.5), 'rising loss'), (dict(mean=-1.), 'inputs'),
+    (dict(std=1.), 'inputs'), (dict(one_class=.05), 'order'), (dict(spread=9.), 'equal units'),
+    (dict(dead=-1.), 'dead units'), (dict(batch=-1.), 'batch')], ids=lambda o: str(o))
+def test_a_narrower_limit_finds_more(healthy, limits, finding):
+    assert list(check_training(healthy, limits=CheckLimits(**limits)))==[finding]
+
+@pytest.mark.parametrize('limits,name,finding', [
+    (dict(slow=1.), 'rate too low', 'slow'), (dict(learned=.1), 'rate too low', 'slow'),
+    (dict(fitted=1.1), 'shuffled labels', 'labels'), (dict(expected=501), 'a class is never predicted', 'classes')],
+    ids=lambda o: str(o))
+def test_a_wider_limit_finds_less(sample, limits, name, finding):
+    kwargs = dict(faults[name][2])
+    learn = fit(kwargs.pop('data', lambda o: o)(sample), **kwargs)
+    assert finding in check_training(learn) and finding not in check_training(learn, limits=CheckLimits(**limits))
+
+def test_one_batch_is_learned_or_not_by_its_limit(sample):
+    learn = fit(shuffled_labels(sample))
+    assert 'does not even learn' in check_training(learn, limits=CheckLimits(memorized=0.))['labels']
+
+def test_a_cause_comes_before_its_symptoms(sample):
+    assert list(check_training(fit(sample, EqualWeights)))[0]=='equal units'
+
 def test_pixels_to_255_are_no_fault(sample):
     info = DataInfo(mean=0., std=1/255)
     parts = [o.replace(info=info) for o in (sample.train,sample.valid,sample.test)]
@@ -191,7 +214,7 @@ def test_step_stats_of_plain_gradient_descent(sample):
     stats = StepStats()
     learn = digit_learner(digit_dls(one, device='cpu'), net, lr=.5, opt_func=sgd, cbs=stats)
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
-    table = stats.table
+    table = stats.table()
     assert table.layer.tolist()==['layers.0.weight']
     change = (net.layers[0].weight-w).abs().mean().item()
     np.testing.assert_allclose(table.gradient[0], change/.5, rtol=1e-4)
@@ -202,7 +225,7 @@ def test_step_stats_count_a_missing_gradient_as_0(sample):
         def forward(self, x): return self.layers[1](F.relu(self.layers[0](x.flatten(1))).detach())
     stats = StepStats()
     fit(sample, lambda: Cut((784,16,10)), epochs=1, cbs=stats)
-    means = stats.table.groupby('layer').mean()
+    means = stats.table().groupby('layer').mean()
     assert means.loc['layers.0.weight'].tolist()==[0,0] and (means.loc['layers.1.weight']>0).all()
 
 @pytest.mark.parametrize('net', [Network, ImprovedNetwork])
