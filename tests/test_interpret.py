@@ -11,6 +11,7 @@ from mnist_fastai.interpret import *
 from mnist_fastai.improvement import ImprovedNetwork
 
 def pixels(ds): return ds[:][0].as_subclass(torch.Tensor)
+
 @pytest.fixture(scope='module')
 def few(sample): return sample.valid.subset(slice(50))
 
