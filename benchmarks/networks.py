@@ -52,7 +52,9 @@ class Group:
     members:dict
 
 #: The first group of seeds makes row 1 of an ensemble, the next group row 2, as far as there are networks
-ensembles = {'ensemble': Group(dict(large=3, ConvNet=3))}
+ensembles = {'ensemble, small': Group(dict(ConvNet=3)),
+             'ensemble': Group(dict(large=2, ConvNet=2)),
+             'ensemble, large': Group(dict(large=3, ConvNet=3))}
 
 @dataclass(frozen=True)
 class Other:

@@ -85,6 +85,7 @@ grid = {
     'little': conv(little, **long),
     'little, drawn 10 %': conv(little, drawn=.1, **long),
     'little, forms 20 %, drawn 5 %': conv(little, forms=.2, drawn=.05, **long),
+    'little, forms 20 %, drawn 5 %, 12 epochs': conv(little, forms=.2, drawn=.05, epochs=12),
     'little, forms 20 %, drawn 10 %': conv(little, forms=.2, drawn=.1, **long),
     'middle, forms 20 %, drawn 10 %': conv(middle, forms=.2, drawn=.1, **long),
     'large, little, forms 20 %, drawn 10 %': conv(little, large, .2, .1, **long),

@@ -151,13 +151,15 @@ def distill(
 _common = dict(lr=1e-2, wd=.05, sqr_mom=.99, label_smoothing=.05, precision='fastest')
 _small = dict(rotate=8, scale=.08, shear=.1, shift=1., thickness=0., elastic=.6)
 _large = dict(rotate=10, scale=.1, shear=.15, shift=1.5, thickness=0., elastic=.8)
-_conv = Recipe('ConvNet', {}, epochs=18, bs=128, augment=_small, **_common)
+_conv = Recipe('ConvNet', dict(blocks=((24,32),(64,64))), epochs=18, bs=128, augment=_small, **_common)
 
 #: Recipes of the benchmark in `benchmarks/networks.json`
 records = {
-    'ConvNet, short': replace(_conv, epochs=4),
+    'ConvNet, shortest': replace(_conv, kwargs={}, epochs=4),
+    'ConvNet, short': replace(_conv, epochs=5),
     'ConvNet': _conv,
     'large': replace(_conv, kwargs=dict(blocks=((32,48,48),(96,96))), epochs=25, augment=_large),
+    'largest': replace(_conv, kwargs=dict(blocks=((48,64,64),(128,128))), epochs=40, augment=_large),
     'linear layers': replace(_conv, arch='ImprovedNetwork', kwargs=dict(sizes=(784,1024,1024,10), p=0.),
-                             epochs=40, bs=512, lr=5e-3, wd=.1, augment=_large),
-    'smallest': replace(_conv, kwargs=dict(blocks=((12,16,16),(20,20)), mean=True), epochs=30)}
+                             epochs=80, bs=512, lr=5e-3, wd=.1, augment=_large),
+    'smallest': replace(_conv, kwargs=dict(blocks=((12,16,16),(20,20)), mean=True), epochs=60)}
