@@ -92,7 +92,8 @@ grid = {
 }
 
 #: The last one is what the package gets
-final = dict(ImprovedNetwork=Arm(recipes['ImprovedNetwork']), linear=Arm(linear), reader=Arm(recipes['Reader']))
+final = dict(ImprovedNetwork=Arm(recipes['ImprovedNetwork']), linear=Arm(linear),
+             reader=Arm(recipes['Reader'], forms=.2, drawn=.05))
 
 def preprocess_or_blank(picture):
     try: return preprocess(picture)

@@ -16,7 +16,7 @@ from .data import *
 from .augment import *
 from .loaders import *
 from .training import *
-from .improvement import *
+from .convolution import *
 from .checkpoint import *
 from .interpret import logits_of
 from .images import *
@@ -25,8 +25,8 @@ from .synthetic import *
 from fastai.basics import *
 
 # %% ../nbs/17_reader.ipynb #0f43a6e0
-recipes['Reader'] = Recipe('ImprovedNetwork', dict(p=0.), epochs=20, bs=256, lr=5e-3, wd=.1, sqr_mom=.99,
-                           augment=dict(rotate=15, scale=.2, shear=.2, shift=1.5, thickness=.7))
+recipes['Reader'] = replace(recipes['ConvNet'], kwargs=dict(blocks=((24,32),(64,64))), epochs=12, label_smoothing=.05,
+                            augment=dict(rotate=8, scale=.1, shear=.1, shift=1, thickness=.4, elastic=.5))
 
 # %% ../nbs/17_reader.ipynb #78016e22
 @dataclass
