@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['random_affine', 'random_warp', 'RandomWarp', 'average_shifts']
 
-# %% ../nbs/14_augmentation.ipynb #8936b370
+# %% ../nbs/14_augmentation.ipynb #9ac4b558
 import functools, math
-from fastai.basics import *
+from fastai.basics import * # `Tensor`, `nn`, `Transform`, `TensorImageBW` and more
 
-# %% ../nbs/14_augmentation.ipynb #09501185
+# %% ../nbs/14_augmentation.ipynb #fd364a0f
 def _matrices(a, b, c, d):
     "The matrices [[a, b], [c, d]] of tensors (n,): (n, 2, 2)"
     return torch.stack([a, b, c, d], 1).view(-1, 2, 2)
@@ -23,7 +23,7 @@ def random_affine(
     device=None,
 ) -> Tensor: # (n, 2, 3), as `affine_grid` takes them
     "Random matrices that take each pixel of the result from its place in the digit"
-    u = torch.rand(6, n, device=device)*2 - 1 # from -1 to 1
+    u = torch.rand(6, n, device=device)*2 - 1 # six rows of n numbers, from -1 to 1
     angle = u[0]*math.radians(rotate)
     width,height = (u[1:3]*math.log1p(scale)).exp() # as often 1.2 times as long as 1/1.2
     lean = u[3]*shear
@@ -31,19 +31,19 @@ def random_affine(
     stretches = _matrices(width, zero, zero, height)
     rotations = _matrices(angle.cos(), -angle.sin(), angle.sin(), angle.cos())
     shears = _matrices(one, lean, zero, one)
-    shifts = u[4:]*shift/14 # `affine_grid` counts from -1 to 1: 14 pixels are 1
-    return torch.cat([stretches@rotations@shears, shifts.T[:,:,None]], 2)
+    shifts = u[4:]*shift/14 # (2, n); 14 pixels are one unit
+    return torch.cat([stretches@rotations@shears, shifts.T[:,:,None]], 2) # (n, 2, 2) beside (n, 2, 1)
 
-# %% ../nbs/14_augmentation.ipynb #88faf5ba
+# %% ../nbs/14_augmentation.ipynb #76556cc8
 @functools.cache
 def _basis(device, side=28, knots=5):
-    """Places of all pixels, from -1 to 1, and smooth hills: rows x, y, 1, then 25 Gaussians (28, 784)
+    """Positions of all pixels, from -1 to 1, and smooth hills: rows x, y, 1, then 25 hills (28, 784)
 
     A sum of hills with random heights of standard deviation 1 has, over all pixels, a mean square of 1."""
-    at = (torch.arange(side, device=device)*2+1)/side - 1 # the middles of the pixels
-    centers = torch.linspace(-1, 1, knots+2, device=device)[1:-1]
-    hill = torch.exp(-.5*((at-centers[:,None])*14/4)**2) # (5, 28), each 4 pixels wide
-    hills = (hill[:,None,:,None]*hill[None,:,None,:]).flatten(2).flatten(0, 1) # (25, 784)
+    at = (torch.arange(side, device=device)*2+1)/side - 1 # the middles of the pixels (28)
+    centers = torch.linspace(-1, 1, knots+2, device=device)[1:-1] # five, without the edges -1 and 1
+    bells = torch.exp(-.5*((at-centers[:,None])*14/4)**2) # (5, 28): 14 pixels are one unit
+    hills = torch.kron(bells, bells) # (25, 784)
     hills /= (hills**2).sum(0).mean().sqrt()
     y,x = [o.flatten() for o in torch.meshgrid(at, at, indexing='ij')]
     return torch.cat([torch.stack([x, y, torch.ones_like(x)]), hills])
@@ -56,7 +56,7 @@ def _spread(x, op):
     x = torch.cat([x[...,:1], x, x[...,-1:]], 3)
     return op(op(x[...,:-2], x[...,1:-1]), x[...,2:])
 
-# %% ../nbs/14_augmentation.ipynb #47f9d864
+# %% ../nbs/14_augmentation.ipynb #1fda4e2e
 def random_warp(
     xb:Tensor, # A batch, normalized (n, 1, 28, 28)
     thickness=.7, # Share of a pixel by which the pen may be thicker or thinner on each side
@@ -68,12 +68,12 @@ def random_warp(
     places = random_affine(n, device=x.device, **kwargs)
     basis = _basis(x.device)
     if elastic: places = torch.cat([places, torch.randn(n, 2, 25, device=x.device)*elastic/14], 2)
-    grid = (places.flatten(0, 1) @ basis[:places.shape[2]]).view(n, 2, 28, 28).permute(0, 2, 3, 1)
+    grid = (places @ basis[:places.shape[2]]).view(n, 2, 28, 28).permute(0, 2, 3, 1) # (n, 28, 28, 2)
     x = F.grid_sample(x, grid, padding_mode='border', align_corners=False)
     if not thickness: return x
     u = thickness*(torch.rand(n, 1, 1, 1, device=x.device)*2-1)
     thicker,thinner = _spread(x, torch.maximum)-x,x-_spread(x, torch.minimum)
-    return x + u.clamp(min=0)*thicker + u.clamp(max=0)*thinner
+    return x + u.clamp(min=0)*thicker + u.clamp(max=0)*thinner # for each digit one of the two is 0
 
 # %% ../nbs/14_augmentation.ipynb #942c2791
 class RandomWarp(Transform):
