@@ -3,6 +3,7 @@ import math
 from dataclasses import replace
 
 import pytest, torch, torch.nn.functional as F
+from fastai.callback.core import Callback
 
 from conftest import linear, untrained
 from mnist_fastai.callbacks import Resume
@@ -11,7 +12,7 @@ from mnist_fastai.confidence import robustness
 from mnist_fastai.core import UserError
 from mnist_fastai.convolution import ConvNet
 from mnist_fastai.data import DataInfo, Mnist
-from mnist_fastai.ensemble import Ensemble, distill, records, shared_errors
+from mnist_fastai.ensemble import Ensemble, SoftLabels, distill, records, shared_errors
 from mnist_fastai.inference import Predictor
 from mnist_fastai.interpret import logits_of
 from mnist_fastai.loaders import digit_dls
@@ -132,6 +133,21 @@ def test_soft_labels_are_learned(ensemble, small):
     def distance(learn): return -(wanted*logits_of(learn.model, small.valid).log_softmax(1)).sum(1).mean()
     assert distance(soft)<distance(hard)-.01
 
+def test_the_loss_is_the_cross_entropy_of_soft_labels_at_the_temperature(ensemble, small):
+    class Watch(Callback):
+        order,seen = SoftLabels.order+1,[]
+        def after_loss(self):
+            if not self.training: return
+            with torch.no_grad(): soft = (ensemble(self.xb[0].as_subclass(torch.Tensor))/2).softmax(1)
+            logits = self.pred.detach().as_subclass(torch.Tensor)
+            wanted = -(soft*(logits/2).log_softmax(1)).sum(1).mean()
+            Watch.seen.append([o.item() for o in (wanted, self.loss, self.loss_grad)])
+    distill(ensemble, replace(fast, epochs=1), small, 1, T=2., cbs=Watch(), device='cpu', quiet=True)
+    wanted,loss,loss_grad = torch.tensor(Watch.seen).T
+    assert len(wanted)>1
+    torch.testing.assert_close(loss, wanted)
+    torch.testing.assert_close(loss_grad, wanted)
+
 def test_the_teacher_replaces_the_labels(ensemble, small):
     "With wrong labels the student learns the same"
     wrong = Mnist(small.train.replace(labels=(small.train.labels+1)%10), small.valid, small.test, small.source)
@@ -172,7 +188,6 @@ def test_the_teacher_sees_what_the_student_sees(small):
 
 @pytest.mark.parametrize('other', ['teacher','T'])
 def test_a_stopped_distillation_goes_on_with_the_same_teacher_only(ensemble, nets, small, tmp_path, other):
-    from fastai.callback.core import Callback
     class StopAfterFirst(Callback):
         order = 90
         def after_epoch(self): raise KeyboardInterrupt
