@@ -74,7 +74,7 @@ def shared_errors(
     "On how many digits none, one, … all of the networks are wrong. Raises `ValueError` without networks"
     if not len(logits): raise ValueError('There are no networks: give a dict of names and logits.')
     wrong = torch.stack([o.argmax(1)!=labels for o in logits.values()]) # (networks, n)
-    probs = [1.] # before the first network, no error is certain
+    probs = [1.] # without a network: 0 errors with probability 1
     for rate in wrong.double().mean(1).tolist(): probs = np.convolve(probs, [1-rate, rate])
     digits = wrong.sum(0).bincount(minlength=len(logits)+1)
     index = pd.RangeIndex(len(digits), name='wrong')
