@@ -183,7 +183,7 @@ def test_ten_digits_drawn_with_the_mouse(opened, hand, record_property):
     assert time.monotonic()-start<90 and statistics.median(took)<1000
 
 #: A 4 whose top is nearly closed, so that it could be a 9
-open_nine = [[(.54,.2),(.34,.3),(.31,.5),(.7,.5)],[(.66,.2),(.64,.5),(.62,.83)]]
+open_nine = [[(.58,.2),(.34,.3),(.31,.5),(.7,.5)],[(.66,.2),(.64,.5),(.62,.83)]]
 
 def test_a_doubtful_digit_drawn_with_the_mouse(opened):
     "Both candidates are named, and both bars marked"
