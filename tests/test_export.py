@@ -82,10 +82,10 @@ def check_rejected(load, path, *parts):
 
 # --- the same logits
 
-@pytest.mark.parametrize('name', ('Network','ImprovedNetwork'))
+@pytest.mark.parametrize('name', ('models/Network','models/ImprovedNetwork','mnist_fastai/reader'))
 def test_the_committed_networks_agree_on_all_validation_digits(name, full, tmp_path):
-    path = repo/'models'/f'{name}.pth'
-    if not path.exists(): pytest.skip(f'models/{path.name} is not there')
+    path = repo/f'{name}.pth'
+    if not path.exists(): pytest.skip(f'{name}.pth is not there')
     net,x = load_network(path),pixels(full.valid)
     want = torch_logits(net, x)
     assert len(x)==10_000
