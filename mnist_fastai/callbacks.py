@@ -24,7 +24,8 @@ def fastest_precision(
 )->str: # 'bfloat16' or 'float32'
     """Which precision trains a small convolution faster on this machine: measured once in a process, half a second
 
-    CPU seconds count, which other programs hardly change. It changes no random number. Off the CPU it is float32: there nothing is measured."""
+    CPU seconds count, which other programs hardly change. It changes no random number. Off the CPU it is float32:
+    there nothing is measured."""
     if torch.device(device).type!='cpu': return 'float32'
     with torch.random.fork_rng(devices=[]): conv = nn.Conv2d(32, 32, 3, padding=1)
     conv.to(memory_format=torch.channels_last)

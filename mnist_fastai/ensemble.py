@@ -145,7 +145,7 @@ def distill(
     Raises `ValueError` for a teacher of unknown origin, or one that may have learned from the validation digits."""
     data = data or load_mnist()
     _check_teacher(teacher, data, T)
-    learn = train(recipe, data, seed, cbs=[SoftLabels(teacher, T), *L(cbs)], **kwargs) # `L`: a list of none, one or more
+    learn = train(recipe, data, seed, cbs=[SoftLabels(teacher, T), *L(cbs)], **kwargs) # `L`: always a list
     learn.recipe = None
     return learn
 
